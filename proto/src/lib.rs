@@ -1,0 +1,25 @@
+//! The two protocols Nacelle speaks, generated once and used by both of their sides.
+//!
+//! * [`runtime::v1`]: the Container Runtime Interface, kubelet to daemon.
+//! * [`agent::v1`]: daemon to guest agent, over vsock.
+//! * [`stdio`]: the raw streams beside `agent.v1` that carry standard input and output.
+
+pub mod stdio;
+
+/// The Container Runtime Interface.
+pub mod runtime {
+    /// `runtime.v1` as published with cri-api 0.36.
+    #[allow(missing_docs, unused_qualifications, clippy::all)]
+    pub mod v1 {
+        tonic::include_proto!("runtime.v1");
+    }
+}
+
+/// The guest agent's interface.
+pub mod agent {
+    /// `agent.v1`, see `proto/nacelle/agent/v1/agent.proto`.
+    #[allow(missing_docs, unused_qualifications, clippy::all)]
+    pub mod v1 {
+        tonic::include_proto!("nacelle.agent.v1");
+    }
+}

@@ -1,0 +1,77 @@
+//! Standard streams between host and guest.
+//!
+//! Each stream of each process is one vsock connection, opened by the host to
+//! [`STDIO_PORT`]. The host sends one [`Header`] as a line of JSON ended by `\n`; the
+//! agent answers with one [`Reply`] line. After an `ok` reply:
+//!
+//! * `stdin`: the host sends raw bytes; shutting down its sending side closes the
+//!   process's standard input (for a terminal it sends the end-of-file character).
+//! * `stdout`, `stderr`: the agent sends raw bytes beginning at the requested offset of
+//!   the stream; the end of the connection's receiving side is the end of the stream.
+//!   The host acknowledges with 8-byte little-endian cumulative offsets, sent whenever it
+//!   has made the bytes below that offset durable; the agent keeps every byte until it is
+//!   acknowledged, up to [`BUFFER_BYTES`] a stream, and reads no more from the process
+//!   when the buffer is full. A connection that breaks loses nothing: the host opens
+//!   another with the last durable offset. Only one connection a stream is live: a newer
+//!   one displaces the older.
+
+use std::fmt;
+
+/// Guest port of the agent's gRPC service.
+pub const AGENT_PORT: u32 = 1024;
+/// Guest port of the standard streams.
+pub const STDIO_PORT: u32 = 1025;
+/// Host port the agent connects to once, as soon as both guest ports listen. It sends
+/// one line: `ready <agent version>`.
+pub const READY_PORT: u32 = 1024;
+/// Unacknowledged output the agent keeps for each stream, in bytes.
+pub const BUFFER_BYTES: usize = 1 << 20;
+/// Longest header or reply line, in bytes, the newline included.
+pub const LINE_LIMIT: usize = 4096;
+
+/// Which of a process's streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stream {
+    /// Standard input.
+    Stdin,
+    /// Standard output, or the terminal's output.
+    Stdout,
+    /// Standard error; a process with a terminal has none.
+    Stderr,
+}
+
+impl fmt::Display for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stdin => "stdin",
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+        })
+    }
+}
+
+/// First line of a connection, host to agent.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Header {
+    /// The container.
+    pub container_id: String,
+    /// The exec process in it, or empty for the container's own process.
+    #[serde(default)]
+    pub exec_id: String,
+    /// The stream asked for.
+    pub stream: Stream,
+    /// First byte wanted, counted from the start of the stream. 0 for stdin.
+    #[serde(default)]
+    pub offset: u64,
+}
+
+/// The agent's answer to a [`Header`].
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reply {
+    /// Empty if the stream follows, otherwise why it does not; the connection then ends.
+    #[serde(default)]
+    pub error: String,
+}
