@@ -2,8 +2,10 @@
 //!
 //! * [`runtime::v1`]: the Container Runtime Interface, kubelet to daemon.
 //! * [`agent::v1`]: daemon to guest agent, over vsock.
+//! * [`power`]: how the guest says that it powers off.
 //! * [`stdio`]: the raw streams beside `agent.v1` that carry standard input and output.
 
+pub mod power;
 pub mod stdio;
 
 /// The Container Runtime Interface.
