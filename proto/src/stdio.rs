@@ -75,3 +75,60 @@ pub struct Reply {
     #[serde(default)]
     pub error: String,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_is_one_line_that_reads_back() {
+        let longest_names = Header {
+            container_id: "c".repeat(64),
+            exec_id: "e\n\"\\".to_owned(),
+            stream: Stream::Stderr,
+            offset: u64::MAX,
+        };
+        let line = serde_json::to_string(&longest_names).unwrap();
+        assert!(!line.contains('\n'), "a newline would end the header early: {line}");
+        assert!(line.len() < LINE_LIMIT);
+        assert_eq!(serde_json::from_str::<Header>(&line).unwrap(), longest_names);
+    }
+
+    #[test]
+    fn a_header_names_its_stream_in_lower_case() {
+        for (stream, name) in [(Stream::Stdin, "stdin"), (Stream::Stdout, "stdout"), (Stream::Stderr, "stderr")] {
+            assert_eq!(stream.to_string(), name);
+            let line = format!(r#"{{"container_id":"c","stream":"{name}"}}"#);
+            let header: Header = serde_json::from_str(&line).unwrap();
+            let expected = Header { container_id: "c".to_owned(), exec_id: String::new(), stream, offset: 0 };
+            assert_eq!(header, expected, "exec_id and offset may be left out");
+        }
+    }
+
+    #[test]
+    fn a_wrong_header_is_refused() {
+        for line in [
+            "",
+            "null",
+            r#"{"stream":"stdout"}"#,
+            r#"{"container_id":"c"}"#,
+            r#"{"container_id":"c","stream":"stdout","ofset":1}"#,
+            r#"{"container_id":"c","stream":"Stdout"}"#,
+            r#"{"container_id":"c","stream":"stdout","offset":-1}"#,
+            r#"{"container_id":"c","stream":"stdout","offset":18446744073709551616}"#,
+            r#"{"container_id":"c","stream":"stdout"} x"#,
+        ] {
+            assert!(serde_json::from_str::<Header>(line).is_err(), "accepted {line}");
+        }
+    }
+
+    #[test]
+    fn a_reply_reads_back_and_is_ok_when_empty() {
+        let refusal = Reply { error: "no container \"c\"\nhere".to_owned() };
+        let line = serde_json::to_string(&refusal).unwrap();
+        assert!(!line.contains('\n'), "a newline would end the reply early: {line}");
+        assert_eq!(serde_json::from_str::<Reply>(&line).unwrap(), refusal);
+        assert_eq!(serde_json::from_str::<Reply>("{}").unwrap(), Reply { error: String::new() });
+        assert!(serde_json::from_str::<Reply>(r#"{"eror":"x"}"#).is_err(), "accepted an unknown field");
+    }
+}
