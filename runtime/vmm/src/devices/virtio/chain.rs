@@ -1,0 +1,370 @@
+//! The buffers of a descriptor chain, as pointers into guest memory that system calls
+//! read and write in place.
+//!
+//! A chain is checked while it is loaded: every buffer lies in guest memory, the readable
+//! ones come first, and the chain ends. The pointers live no longer than the borrow of the
+//! memory they point into. The guest may change the bytes at any time, so they are only
+//! ever copied or handed to the kernel, never borrowed as a slice.
+
+use std::ffi::c_int;
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use libc::iovec;
+use vm_memory::{GuestMemory, GuestMemoryMmap, VolatileSlice};
+
+use super::ring::AvailableChain;
+
+/// The most buffers one system call takes.
+const IOV_MAX: usize = libc::UIO_MAXIOV as usize;
+
+/// What makes a chain useless as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ChainError {
+    /// It has no end: a loop, a link out of the table, or an unreadable descriptor.
+    #[error("descriptor chain {0} does not end")]
+    Endless(u16),
+    /// It has more descriptors than the device said it takes.
+    #[error("descriptor chain {0} is longer than the device allows")]
+    TooLong(u16),
+}
+
+/// Room for the buffers of one chain, reused so that requests allocate nothing.
+#[derive(Debug, Default)]
+pub struct ChainScratch {
+    buffers: Vec<iovec>,
+}
+
+// SAFETY: the pointers are used through `Chain` only, which borrows both this and the memory
+// they point into; what is left here between two chains is never followed.
+unsafe impl Send for ChainScratch {}
+
+impl ChainScratch {
+    /// No room yet; it grows to the longest chain seen.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { buffers: Vec::new() }
+    }
+
+    /// Looks up the buffers of `chain`, which may have up to `limit` descriptors.
+    ///
+    /// A buffer outside of memory, or a readable one after a writable one, is left out and
+    /// noted in [`Chain::faulty`], so that the device can still answer the request.
+    ///
+    /// # Errors
+    /// If the chain is not one, see [`ChainError`].
+    pub fn load<'a>(
+        &'a mut self,
+        memory: &'a GuestMemoryMmap,
+        chain: AvailableChain<'_>,
+        limit: usize,
+    ) -> Result<Chain<'a>, ChainError> {
+        self.buffers.clear();
+        let head = chain.head_index();
+        let mut descriptors = 0_usize;
+        let mut first_writable = None;
+        let mut faulty = false;
+        let mut ended = false;
+        for descriptor in chain {
+            descriptors += 1;
+            if descriptors > limit {
+                return Err(ChainError::TooLong(head));
+            }
+            ended = !descriptor.has_next();
+            if descriptor.is_write_only() {
+                first_writable.get_or_insert(self.buffers.len());
+            } else if first_writable.is_some() {
+                faulty = true;
+                continue;
+            }
+            for slice in memory.get_slices(descriptor.addr(), descriptor.len() as usize) {
+                let Ok(slice) = slice else {
+                    faulty = true;
+                    break;
+                };
+                let iov_base = slice.ptr_guard_mut().as_ptr().cast();
+                self.buffers.push(iovec { iov_base, iov_len: slice.len() });
+            }
+        }
+        if !ended {
+            return Err(ChainError::Endless(head));
+        }
+        let writable = first_writable.unwrap_or(self.buffers.len());
+        let (readable, writable) = self.buffers.split_at_mut(writable);
+        Ok(Chain { head, faulty, readable: GuestBytes::new(readable), writable: GuestBytes::new(writable) })
+    }
+}
+
+/// A loaded chain.
+#[derive(Debug)]
+pub struct Chain<'a> {
+    /// Its first descriptor, by which it is given back.
+    pub head: u16,
+    /// Whether buffers were left out because they were unusable.
+    pub faulty: bool,
+    /// What the driver wrote for the device.
+    pub readable: GuestBytes<'a>,
+    /// Where the device may write.
+    pub writable: GuestBytes<'a>,
+}
+
+/// A run of bytes in guest memory that is used up from the front.
+#[derive(Debug)]
+pub struct GuestBytes<'a> {
+    buffers: &'a mut [iovec],
+    len: usize,
+    memory: PhantomData<&'a GuestMemoryMmap>,
+}
+
+impl<'a> GuestBytes<'a> {
+    fn new(buffers: &'a mut [iovec]) -> Self {
+        // A chain is shorter than 4 GiB, see `DescriptorChain`.
+        let len = buffers.iter().map(|buffer| buffer.iov_len).sum();
+        Self { buffers, len, memory: PhantomData }
+    }
+
+    /// Bytes left.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no byte is left.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Copies the first bytes out. Returns how many there were.
+    pub fn read(&mut self, mut data: &mut [u8]) -> usize {
+        let wanted = data.len().min(self.len);
+        self.consume(wanted, |slice| {
+            let copied = slice.copy_to(data);
+            data = &mut std::mem::take(&mut data)[copied..];
+        });
+        wanted
+    }
+
+    /// Copies the first `N` bytes out, or none if there are fewer.
+    pub fn read_array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let mut data = [0; N];
+        if self.len < N {
+            return None;
+        }
+        self.read(&mut data);
+        Some(data)
+    }
+
+    /// Copies as much of `data` in as fits. Returns how much did.
+    pub fn write(&mut self, mut data: &[u8]) -> usize {
+        let wanted = data.len().min(self.len);
+        self.consume(wanted, |slice| {
+            slice.copy_from(data);
+            data = &data[slice.len()..];
+        });
+        wanted
+    }
+
+    /// Writes up to `count` zero bytes. Returns how many fitted.
+    pub fn write_zeros(&mut self, count: usize) -> usize {
+        let wanted = count.min(self.len);
+        self.consume(wanted, |slice| {
+            let guard = slice.ptr_guard_mut();
+            // SAFETY: the slice is that long and writable, and nothing borrows guest memory.
+            unsafe { std::ptr::write_bytes(guard.as_ptr(), 0, slice.len()) };
+        });
+        wanted
+    }
+
+    /// Skips up to `count` bytes.
+    pub fn skip(&mut self, count: usize) {
+        self.consume(count.min(self.len), |_| {});
+    }
+
+    /// Splits the last byte off.
+    pub fn pop_last(&mut self) -> Option<GuestByte<'a>> {
+        let last = self.buffers.iter_mut().rev().find(|buffer| buffer.iov_len > 0)?;
+        last.iov_len -= 1;
+        self.len -= 1;
+        // SAFETY: the buffer was at least one byte longer.
+        let address = unsafe { last.iov_base.cast::<u8>().add(last.iov_len) };
+        Some(GuestByte { address, memory: PhantomData })
+    }
+
+    /// Fills the first `count` bytes with random ones, without waiting for entropy.
+    ///
+    /// # Errors
+    /// What `getrandom` reports.
+    pub fn write_random(&mut self, count: usize) -> io::Result<()> {
+        let mut result = Ok(());
+        self.consume(count.min(self.len), |slice| {
+            let mut done = 0;
+            while done < slice.len() && result.is_ok() {
+                let guard = slice.ptr_guard_mut();
+                // SAFETY: the slice is that long and writable.
+                let filled = unsafe { libc::getrandom(guard.as_ptr().add(done).cast(), slice.len() - done, 0) };
+                match usize::try_from(filled) {
+                    Ok(filled) => done += filled,
+                    Err(_) => result = retry_interrupted(io::Error::last_os_error()),
+                }
+            }
+        });
+        result
+    }
+
+    /// Reads the first `count` bytes from `file` at `offset`. False if the file ends before.
+    ///
+    /// # Errors
+    /// What `preadv` reports.
+    pub fn read_from_file(&mut self, file: BorrowedFd<'_>, mut offset: u64, count: usize) -> io::Result<bool> {
+        let end = self.len - count.min(self.len);
+        while self.len > end {
+            let position = file_position(offset)?;
+            // SAFETY: the buffers are writable guest memory, alive while `self` is borrowed.
+            let done = self.transfer(self.len - end, |buffers, count| unsafe {
+                libc::preadv(file.as_raw_fd(), buffers, count, position)
+            })?;
+            if done == 0 {
+                return Ok(false);
+            }
+            offset += done as u64;
+        }
+        Ok(true)
+    }
+
+    /// Writes the first `count` bytes to `file` at `offset`.
+    ///
+    /// # Errors
+    /// What `pwritev` reports.
+    pub fn write_to_file(&mut self, file: BorrowedFd<'_>, mut offset: u64, count: usize) -> io::Result<()> {
+        let end = self.len - count.min(self.len);
+        while self.len > end {
+            let position = file_position(offset)?;
+            // SAFETY: the buffers are guest memory, alive while `self` is borrowed.
+            let done = self.transfer(self.len - end, |buffers, count| unsafe {
+                libc::pwritev(file.as_raw_fd(), buffers, count, position)
+            })?;
+            if done == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            offset += done as u64;
+        }
+        Ok(())
+    }
+
+    /// Receives up to `count` bytes from `socket`, without waiting. Returns 0 at the end of
+    /// the stream, or if there is no room.
+    ///
+    /// # Errors
+    /// What `recvmsg` reports, `WouldBlock` included.
+    pub fn receive(&mut self, socket: BorrowedFd<'_>, count: usize) -> io::Result<usize> {
+        self.transfer(count, |buffers, count| {
+            let mut message = message(buffers, count);
+            // SAFETY: the header is valid, its buffers are writable guest memory.
+            unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) }
+        })
+    }
+
+    /// Sends as much as `socket` takes without waiting. Returns how much that was.
+    ///
+    /// # Errors
+    /// What `sendmsg` reports, `WouldBlock` included.
+    pub fn send(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+        self.transfer(self.len, |buffers, count| {
+            let message = message(buffers, count);
+            // SAFETY: the header is valid, its buffers are guest memory.
+            unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) }
+        })
+    }
+
+    /// Runs a system call on the first `count` bytes and uses up what it took.
+    fn transfer(&mut self, count: usize, call: impl Fn(*const iovec, c_int) -> isize) -> io::Result<usize> {
+        let mut wanted = count.min(self.len);
+        if wanted == 0 {
+            return Ok(0);
+        }
+        let mut buffers = 0;
+        let mut cut = 0;
+        for buffer in self.buffers.iter_mut().take(IOV_MAX) {
+            buffers += 1;
+            if buffer.iov_len >= wanted {
+                cut = buffer.iov_len - wanted;
+                buffer.iov_len = wanted;
+                break;
+            }
+            wanted -= buffer.iov_len;
+        }
+        let result = loop {
+            let done = call(self.buffers.as_ptr(), c_int::try_from(buffers).unwrap_or(c_int::MAX));
+            match usize::try_from(done) {
+                Ok(done) => break Ok(done),
+                Err(_) => {
+                    let error = io::Error::last_os_error();
+                    if error.kind() != io::ErrorKind::Interrupted {
+                        break Err(error);
+                    }
+                }
+            }
+        };
+        if let Some(last) = self.buffers.get_mut(buffers - 1) {
+            last.iov_len += cut;
+        }
+        let done = result?;
+        self.consume(done.min(self.len), |_| {});
+        Ok(done)
+    }
+
+    /// Uses up `count` bytes, at most what is left, and shows them to `each`.
+    fn consume(&mut self, mut count: usize, mut each: impl FnMut(VolatileSlice<'_>)) {
+        self.len -= count;
+        let mut used = 0;
+        for buffer in self.buffers.iter_mut() {
+            let length = buffer.iov_len.min(count);
+            if length > 0 {
+                // SAFETY: the first `length` bytes of the buffer are guest memory.
+                each(unsafe { VolatileSlice::new(buffer.iov_base.cast(), length) });
+            }
+            count -= length;
+            if length < buffer.iov_len {
+                // SAFETY: `length` is less than the buffer's.
+                buffer.iov_base = unsafe { buffer.iov_base.byte_add(length) };
+                buffer.iov_len -= length;
+                break;
+            }
+            used += 1;
+        }
+        self.buffers = &mut std::mem::take(&mut self.buffers)[used..];
+    }
+}
+
+/// One byte in guest memory, such as a request's status.
+#[derive(Debug)]
+pub struct GuestByte<'a> {
+    address: *mut u8,
+    memory: PhantomData<&'a GuestMemoryMmap>,
+}
+
+impl GuestByte<'_> {
+    /// Writes it.
+    pub fn set(self, value: u8) {
+        // SAFETY: the address is in guest memory, which is borrowed for as long as `self`.
+        unsafe { self.address.write_volatile(value) };
+    }
+}
+
+fn file_position(offset: u64) -> io::Result<i64> {
+    i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+fn retry_interrupted(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) }
+}
+
+fn message(buffers: *const iovec, count: c_int) -> libc::msghdr {
+    // SAFETY: all bytes zero are a valid, empty message header.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = buffers.cast_mut();
+    message.msg_iovlen = usize::try_from(count).unwrap_or(0);
+    message
+}

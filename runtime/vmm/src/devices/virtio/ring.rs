@@ -1,0 +1,144 @@
+//! One virtqueue of an active device: taking chains, giving them back, and as few
+//! notifications as the driver agreed to.
+
+use std::sync::atomic::Ordering;
+
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
+
+use super::device::{DeviceError, Interrupt};
+
+/// A chain the driver made available, before its buffers are looked at.
+pub type AvailableChain<'m> = DescriptorChain<&'m GuestMemoryMmap>;
+
+/// A queue the driver enabled, known to lie within the guest's memory.
+#[derive(Debug)]
+pub struct Ring {
+    device: &'static str,
+    index: u16,
+    queue: Queue,
+    /// Whether chains were given back since the driver was last told.
+    unsignalled: bool,
+}
+
+impl Ring {
+    /// Takes over queue `index` of `device`, with the features both sides agreed on.
+    ///
+    /// # Errors
+    /// If the driver did not enable the queue, or put one of its rings outside of memory.
+    pub fn new(
+        device: &'static str,
+        index: u16,
+        mut queue: Queue,
+        memory: &GuestMemoryMmap,
+        features: u64,
+    ) -> Result<Self, DeviceError> {
+        queue.set_event_idx(features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0);
+        let ring = Self { device, index, queue, unsignalled: false };
+        if !ring.queue.ready() {
+            return Err(ring.error("the driver did not enable it"));
+        }
+        // The sizes of the split virtqueue's three parts, virtio 1.2 section 2.7. They are
+        // checked here once, so that no later access can fail half way.
+        let size = usize::from(ring.queue.size());
+        let parts = [
+            ("descriptor table", ring.queue.desc_table(), 16 * size),
+            ("available ring", ring.queue.avail_ring(), 6 + 2 * size),
+            ("used ring", ring.queue.used_ring(), 6 + 8 * size),
+        ];
+        for (part, address, length) in parts {
+            if !memory.check_range(GuestAddress(address), length) {
+                return Err(ring.error(&format!("its {part} at {address:#x} is not in memory")));
+            }
+        }
+        Ok(ring)
+    }
+
+    /// Number of entries the driver chose.
+    #[must_use]
+    pub fn size(&self) -> u16 {
+        self.queue.size()
+    }
+
+    /// The queue's own state, for saving it.
+    #[must_use]
+    pub fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
+    /// The next available chain.
+    ///
+    /// # Errors
+    /// If the available ring claims more entries than it has.
+    pub fn pop<'m>(&mut self, memory: &'m GuestMemoryMmap) -> Result<Option<AvailableChain<'m>>, DeviceError> {
+        match self.queue.iter(memory) {
+            Ok(mut chains) => Ok(chains.next()),
+            Err(error) => Err(self.error(&error.to_string())),
+        }
+    }
+
+    /// Puts the chain popped last back, as if it had not been looked at.
+    pub fn undo_pop(&mut self) {
+        self.queue.go_to_previous_position();
+    }
+
+    /// Whether the driver made chains available that were not popped.
+    ///
+    /// # Errors
+    /// If the available ring cannot be read.
+    pub fn has_available(&self, memory: &GuestMemoryMmap) -> Result<bool, DeviceError> {
+        match self.queue.avail_idx(memory, Ordering::Acquire) {
+            Ok(index) => Ok(index.0 != self.queue.next_avail()),
+            Err(error) => Err(self.error(&error.to_string())),
+        }
+    }
+
+    /// Gives the chain that starts at descriptor `head` back, with `written` bytes in it.
+    ///
+    /// # Errors
+    /// If `head` is not a descriptor of this queue.
+    pub fn complete(&mut self, memory: &GuestMemoryMmap, head: u16, written: u32) -> Result<(), DeviceError> {
+        self.unsignalled = true;
+        self.queue.add_used(memory, head, written).map_err(|error| self.error(&error.to_string()))
+    }
+
+    /// Interrupts the driver if chains were given back and it wants to know.
+    ///
+    /// # Errors
+    /// If the driver's wish cannot be read.
+    pub fn signal(&mut self, memory: &GuestMemoryMmap, interrupt: &dyn Interrupt) -> Result<(), DeviceError> {
+        if !std::mem::take(&mut self.unsignalled) {
+            return Ok(());
+        }
+        match self.queue.needs_notification(memory) {
+            Ok(true) => interrupt.queue(self.index),
+            Ok(false) => {}
+            Err(error) => return Err(self.error(&error.to_string())),
+        }
+        Ok(())
+    }
+
+    /// Asks the driver for a notification at the next available chain. True if one came
+    /// before it could know, so that the device has to look again itself.
+    ///
+    /// # Errors
+    /// If the wish cannot be written.
+    pub fn rearm(&mut self, memory: &GuestMemoryMmap) -> Result<bool, DeviceError> {
+        self.queue.enable_notification(memory).map_err(|error| self.error(&error.to_string()))
+    }
+
+    /// Tells the driver that its notifications are not needed for now.
+    ///
+    /// # Errors
+    /// If the wish cannot be written.
+    pub fn disarm(&mut self, memory: &GuestMemoryMmap) -> Result<(), DeviceError> {
+        self.queue.disable_notification(memory).map_err(|error| self.error(&error.to_string()))
+    }
+
+    /// An error about this queue.
+    #[must_use]
+    pub fn error(&self, reason: &str) -> DeviceError {
+        DeviceError { device: self.device, reason: format!("queue {}: {reason}", self.index) }
+    }
+}
