@@ -177,9 +177,36 @@ impl<'a> GuestBytes<'a> {
         wanted
     }
 
-    /// Skips up to `count` bytes.
-    pub fn skip(&mut self, count: usize) {
-        self.consume(count.min(self.len), |_| {});
+    /// Forgets all but the first `count` bytes.
+    pub fn truncate(&mut self, count: usize) {
+        let mut rest = count.min(self.len);
+        self.len = rest;
+        let mut kept = 0;
+        for buffer in self.buffers.iter_mut() {
+            if rest == 0 {
+                break;
+            }
+            buffer.iov_len = buffer.iov_len.min(rest);
+            rest -= buffer.iov_len;
+            kept += 1;
+        }
+        self.buffers = &mut std::mem::take(&mut self.buffers)[..kept];
+    }
+
+    /// Splits the first `count` bytes off, to be written later. None if there are fewer, or
+    /// if they come in more than [`FRONT_PIECES`] pieces.
+    pub fn split_front(&mut self, count: usize) -> Option<GuestFront<'a>> {
+        if self.len < count {
+            return None;
+        }
+        let mut front = GuestFront { pieces: [(std::ptr::null_mut(), 0); FRONT_PIECES], memory: PhantomData };
+        let mut free = front.pieces.iter_mut();
+        let mut fits = true;
+        self.consume(count, |slice| match free.next() {
+            Some(piece) => *piece = (slice.ptr_guard_mut().as_ptr(), slice.len()),
+            None => fits = false,
+        });
+        fits.then_some(front)
     }
 
     /// Splits the last byte off.
@@ -335,6 +362,31 @@ impl<'a> GuestBytes<'a> {
             used += 1;
         }
         self.buffers = &mut std::mem::take(&mut self.buffers)[used..];
+    }
+}
+
+/// The most pieces the start of a chain may be in to be split off.
+pub const FRONT_PIECES: usize = 8;
+
+/// The first bytes of a chain, such as a packet's header that is known after its payload.
+#[derive(Debug)]
+pub struct GuestFront<'a> {
+    pieces: [(*mut u8, usize); FRONT_PIECES],
+    memory: PhantomData<&'a GuestMemoryMmap>,
+}
+
+impl GuestFront<'_> {
+    /// Copies as much of `data` in as fits.
+    pub fn write(self, mut data: &[u8]) {
+        for (address, length) in self.pieces {
+            let (piece, rest) = data.split_at(length.min(data.len()));
+            if !piece.is_empty() {
+                // SAFETY: the piece is that long and in guest memory, which is borrowed for as
+                // long as `self`.
+                unsafe { VolatileSlice::new(address, length) }.copy_from(piece);
+            }
+            data = rest;
+        }
     }
 }
 

@@ -1,8 +1,6 @@
 //! One virtqueue of an active device: taking chains, giving them back, and as few
 //! notifications as the driver agreed to.
 
-use std::sync::atomic::Ordering;
-
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
@@ -61,12 +59,6 @@ impl Ring {
         self.queue.size()
     }
 
-    /// The queue's own state, for saving it.
-    #[must_use]
-    pub fn queue(&self) -> &Queue {
-        &self.queue
-    }
-
     /// The next available chain.
     ///
     /// # Errors
@@ -81,17 +73,6 @@ impl Ring {
     /// Puts the chain popped last back, as if it had not been looked at.
     pub fn undo_pop(&mut self) {
         self.queue.go_to_previous_position();
-    }
-
-    /// Whether the driver made chains available that were not popped.
-    ///
-    /// # Errors
-    /// If the available ring cannot be read.
-    pub fn has_available(&self, memory: &GuestMemoryMmap) -> Result<bool, DeviceError> {
-        match self.queue.avail_idx(memory, Ordering::Acquire) {
-            Ok(index) => Ok(index.0 != self.queue.next_avail()),
-            Err(error) => Err(self.error(&error.to_string())),
-        }
     }
 
     /// Gives the chain that starts at descriptor `head` back, with `written` bytes in it.
@@ -126,14 +107,6 @@ impl Ring {
     /// If the wish cannot be written.
     pub fn rearm(&mut self, memory: &GuestMemoryMmap) -> Result<bool, DeviceError> {
         self.queue.enable_notification(memory).map_err(|error| self.error(&error.to_string()))
-    }
-
-    /// Tells the driver that its notifications are not needed for now.
-    ///
-    /// # Errors
-    /// If the wish cannot be written.
-    pub fn disarm(&mut self, memory: &GuestMemoryMmap) -> Result<(), DeviceError> {
-        self.queue.disable_notification(memory).map_err(|error| self.error(&error.to_string()))
     }
 
     /// An error about this queue.

@@ -1,6 +1,6 @@
 //! virtio-blk: disks made of files (virtio 1.2, section 5.2).
 //!
-//! [`disk`] knows the files, [`request`] what the guest may ask of them, [`device`] the
+//! `disk` knows the files, `request` what the guest may ask of them, `device` the
 //! queue. Requests are served one after the other, by system calls straight on the guest's
 //! buffers; all that a batch finished is told with one interrupt.
 

@@ -1,0 +1,530 @@
+//! All streams of the device: which packet belongs to whom, and whose turn it is.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+
+use super::connection::{Connection, CreditPool, Key, Output, Verdict};
+use super::host::{Handshake, Listener, Progress, VsockError};
+use super::metrics::VsockMetrics;
+use super::packet::{GUEST_CID, HOST_CID, Header, TYPE_STREAM, op};
+use super::timer::Timer;
+use crate::devices::virtio::chain::GuestBytes;
+
+/// The most connections at a time, those that are being made or ended included. More are
+/// refused.
+pub const CONNECTIONS_LIMIT: usize = 1024;
+/// The most resets that wait for the guest to fetch them.
+pub const RESETS_LIMIT: usize = 2048;
+/// How long a client may take to say which port it wants.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long to wait before accepting again when the process has no descriptor left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Clients accepted in one go.
+const ACCEPT_BATCH: usize = 32;
+/// Events taken in one go.
+const EVENT_BATCH: usize = 64;
+/// The host's ports: far from those that services have.
+const FIRST_PORT: u32 = 1 << 30;
+const LAST_PORT: u32 = (1 << 31) - 1;
+
+const LISTENER: u64 = u64::MAX;
+const TIMER: u64 = u64::MAX - 1;
+const OTHER: u64 = u64::MAX - 2;
+
+/// A client, before and after it said which port it wants.
+#[derive(Debug)]
+enum Endpoint {
+    Handshake(Handshake),
+    Connection(Box<Connection>),
+}
+
+/// A place for an endpoint.
+#[derive(Debug, Default)]
+struct Slot {
+    /// How many endpoints were here, so that an event of one is not taken for another's.
+    generation: u32,
+    endpoint: Option<Endpoint>,
+    /// Whether it waits for its turn to send to the guest.
+    queued: bool,
+    /// Whether its socket tells when it takes data again.
+    watches_writable: bool,
+}
+
+/// A reset to be sent to the guest.
+#[derive(Debug, Clone, Copy)]
+struct Reset {
+    from_cid: u64,
+    kind: u16,
+    key: Key,
+}
+
+/// The streams.
+#[derive(Debug)]
+pub struct Muxer {
+    epoll: OwnedFd,
+    listener: Listener,
+    /// When to accept again, if the process ran out of descriptors.
+    accept_at: Option<Instant>,
+    timer: Timer,
+    slots: Vec<Slot>,
+    free: Vec<usize>,
+    keys: HashMap<Key, usize>,
+    /// Who may have something for the guest, in the order of their turns.
+    ready: VecDeque<usize>,
+    resets: VecDeque<Reset>,
+    next_port: u32,
+    credit: CreditPool,
+    active: bool,
+    metrics: Arc<VsockMetrics>,
+}
+
+impl Muxer {
+    /// Listens at `path`, which must not exist. `other` wakes the device up as well.
+    pub fn new(path: &Path, other: BorrowedFd<'_>, metrics: Arc<VsockMetrics>) -> Result<Self, VsockError> {
+        let events = |error: rustix::io::Errno| VsockError::Events(error.into());
+        let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(events)?;
+        let timer = Timer::new().map_err(VsockError::Events)?;
+        let listener = Listener::new(path)?;
+        for (fd, data) in [(listener.as_fd(), LISTENER), (timer.as_fd(), TIMER), (other, OTHER)] {
+            epoll::add(&epoll, fd, EventData::new_u64(data), EventFlags::IN).map_err(events)?;
+        }
+        Ok(Self {
+            epoll,
+            listener,
+            accept_at: None,
+            timer,
+            slots: Vec::new(),
+            free: Vec::new(),
+            keys: HashMap::new(),
+            ready: VecDeque::new(),
+            resets: VecDeque::new(),
+            next_port: FIRST_PORT,
+            credit: CreditPool::new(),
+            active: false,
+            metrics,
+        })
+    }
+
+    /// Readable when [`Muxer::poll`] has something to do.
+    pub fn poll_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+
+    /// The host port that the next connection gets, if it is free.
+    pub fn next_port(&self) -> u32 {
+        self.next_port
+    }
+
+    /// Goes on with the ports of another.
+    pub fn set_next_port(&mut self, port: u32) {
+        self.next_port = port.clamp(FIRST_PORT, LAST_PORT);
+    }
+
+    /// The guest's driver is up: who waited for it is asked for now.
+    pub fn activate(&mut self) {
+        self.active = true;
+        for index in 0..self.slots.len() {
+            if let Some(connection) = self.connection(index) {
+                if connection.is_requested() {
+                    connection.start_waiting();
+                }
+                self.settle(index);
+            }
+        }
+    }
+
+    /// The guest's driver is gone: what it had is closed, who waits for it goes on waiting.
+    pub fn reset(&mut self) {
+        self.active = false;
+        self.resets.clear();
+        for index in 0..self.slots.len() {
+            match self.connection(index) {
+                Some(connection) if connection.is_requested() => {
+                    connection.request_again();
+                    self.settle(index);
+                }
+                Some(_) => self.remove(index),
+                None => {}
+            }
+        }
+    }
+
+    /// Whether [`Muxer::output`] may have something.
+    pub fn has_output(&self) -> bool {
+        !self.resets.is_empty() || !self.ready.is_empty()
+    }
+
+    /// The next packet for the guest. Its data, if any, goes to the front of `room`, which
+    /// has space for at least one byte.
+    pub fn output(&mut self, room: &mut GuestBytes<'_>) -> Option<Header> {
+        if let Some(reset) = self.resets.pop_front() {
+            return Some(reset.header());
+        }
+        while let Some(index) = self.ready.pop_front() {
+            // An endpoint that is gone may still have its turn.
+            if !self.slots.get_mut(index).is_some_and(|slot| std::mem::take(&mut slot.queued)) {
+                continue;
+            }
+            let Some(connection) = self.connection(index) else { continue };
+            let output = connection.output(room);
+            let Key { host_port, guest_port } = connection.key();
+            let (buf_alloc, fwd_cnt) = (connection.share(), connection.taken());
+            match output {
+                Output::Packet { op, flags, len } => {
+                    VsockMetrics::count(&self.metrics.to_guest, u64::from(len));
+                    self.settle(index);
+                    return Some(Header {
+                        src_cid: HOST_CID,
+                        dst_cid: GUEST_CID,
+                        src_port: host_port,
+                        dst_port: guest_port,
+                        len,
+                        kind: TYPE_STREAM,
+                        op,
+                        flags,
+                        buf_alloc,
+                        fwd_cnt,
+                    });
+                }
+                Output::Nothing => self.settle(index),
+                Output::Reset => {
+                    self.apply(index, Verdict::Reset);
+                    return self.resets.pop_front().map(Reset::header);
+                }
+            }
+        }
+        None
+    }
+
+    /// Takes a packet from the guest.
+    pub fn input(&mut self, header: &Header, data: &mut GuestBytes<'_>) {
+        let key = Key { host_port: header.dst_port, guest_port: header.src_port };
+        if header.src_cid != GUEST_CID || header.dst_cid != HOST_CID || header.kind != TYPE_STREAM {
+            VsockMetrics::count(&self.metrics.bad_packets, 1);
+            // Nobody else is within reach, so that answer comes from us. A sender who is not
+            // the guest gets none.
+            if header.src_cid == GUEST_CID && header.op != op::RST {
+                self.send_reset(Reset { from_cid: header.dst_cid, kind: header.kind, key });
+            }
+            return;
+        }
+        match (self.keys.get(&key).copied(), header.op) {
+            (known, op::REQUEST) => {
+                if let Some(index) = known {
+                    // The guest forgot about the old one, or else it would not use the port.
+                    self.remove(index);
+                }
+                self.connect(key, header);
+            }
+            (None, op::RST) => {}
+            (None, _) => self.send_reset(Reset { from_cid: HOST_CID, kind: TYPE_STREAM, key }),
+            (Some(index), _) => {
+                let metrics = self.metrics.clone();
+                if let Some(connection) = self.connection(index) {
+                    let verdict = connection.input(header, data, &metrics);
+                    self.apply(index, verdict);
+                }
+            }
+        }
+    }
+
+    /// Handles what the sockets and the timer have to tell.
+    pub fn poll(&mut self) {
+        let mut events = [const { MaybeUninit::<epoll::Event>::uninit() }; EVENT_BATCH];
+        let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+        // It is interrupted or has something; what is left makes the descriptor readable again.
+        let Ok((events, _)) = epoll::wait(&self.epoll, &mut events, Some(&now)) else { return };
+        for event in events {
+            match event.data.u64() {
+                LISTENER => self.accept(),
+                TIMER => self.expire(),
+                OTHER => {}
+                data => self.socket_event(data, event.flags),
+            }
+        }
+    }
+
+    fn socket_event(&mut self, data: u64, flags: EventFlags) {
+        let Ok(index) = usize::try_from(data & u64::from(u32::MAX)) else { return };
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        if u64::from(slot.generation) != data >> 32 {
+            return;
+        }
+        match &mut slot.endpoint {
+            Some(Endpoint::Handshake(handshake)) => {
+                let progress = handshake.advance();
+                self.handshake(index, progress);
+            }
+            Some(Endpoint::Connection(connection)) => {
+                let mut verdict = Verdict::Keep;
+                if flags.intersects(EventFlags::IN | EventFlags::RDHUP | EventFlags::ERR) {
+                    connection.host_readable();
+                }
+                if flags.contains(EventFlags::HUP) {
+                    verdict = connection.host_hung_up();
+                } else if flags.contains(EventFlags::OUT) {
+                    verdict = connection.host_writable();
+                }
+                self.apply(index, verdict);
+            }
+            None => {}
+        }
+    }
+
+    fn accept(&mut self) {
+        for _ in 0..ACCEPT_BATCH {
+            match self.listener.accept() {
+                Ok(stream) => {
+                    let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
+                    let endpoint = Endpoint::Handshake(Handshake { stream, deadline });
+                    if self.insert(endpoint).is_some() {
+                        self.timer.arm(deadline);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // The client left before its turn.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => {
+                    // Out of descriptors or memory. The clients wait in the backlog, and the
+                    // listener must not keep the loop busy meanwhile.
+                    let at = Instant::now() + ACCEPT_PAUSE;
+                    if self.watch_listener(EventFlags::empty()) {
+                        self.accept_at = Some(at);
+                        self.timer.arm(at);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn watch_listener(&self, flags: EventFlags) -> bool {
+        epoll::modify(&self.epoll, &self.listener, EventData::new_u64(LISTENER), flags).is_ok()
+    }
+
+    fn handshake(&mut self, index: usize, progress: Progress) {
+        let guest_port = match progress {
+            Progress::Waiting => return,
+            Progress::Failed => return self.remove(index),
+            Progress::Port(port) => port,
+        };
+        let Some(key) = self.free_key(guest_port) else { return self.remove(index) };
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        let Some(Endpoint::Handshake(Handshake { stream, .. })) = slot.endpoint.take() else { return };
+        let mut connection = Connection::from_host(key, stream, self.credit.take());
+        if self.active {
+            connection.start_waiting();
+        }
+        slot.endpoint = Some(Endpoint::Connection(Box::new(connection)));
+        self.keys.insert(key, index);
+        self.settle(index);
+    }
+
+    /// A name for a new stream from the host. There are more ports than streams, so this
+    /// finds one.
+    fn free_key(&mut self, guest_port: u32) -> Option<Key> {
+        for _ in 0..=CONNECTIONS_LIMIT {
+            let key = Key { host_port: self.next_port, guest_port };
+            self.next_port = if self.next_port >= LAST_PORT { FIRST_PORT } else { self.next_port + 1 };
+            if !self.keys.contains_key(&key) {
+                return Some(key);
+            }
+        }
+        None
+    }
+
+    /// Makes the connection that the guest asks for.
+    fn connect(&mut self, key: Key, request: &Header) {
+        let index = match self.listener.connect(key.host_port) {
+            Ok(stream) => {
+                let connection = Connection::from_guest(key, stream, self.credit.take(), request);
+                self.insert(Endpoint::Connection(Box::new(connection)))
+            }
+            Err(_) => None,
+        };
+        if let Some(index) = index {
+            VsockMetrics::count(&self.metrics.opened, 1);
+            self.keys.insert(key, index);
+            self.settle(index);
+        } else {
+            VsockMetrics::count(&self.metrics.refused, 1);
+            self.send_reset(Reset { from_cid: HOST_CID, kind: TYPE_STREAM, key });
+        }
+    }
+
+    /// Finds a place for an endpoint and watches its socket. None if there are too many.
+    fn insert(&mut self, endpoint: Endpoint) -> Option<usize> {
+        let index = match self.free.pop() {
+            Some(index) => index,
+            None if self.slots.len() < CONNECTIONS_LIMIT => {
+                self.slots.push(Slot::default());
+                self.slots.len() - 1
+            }
+            None => {
+                VsockMetrics::count(&self.metrics.refused, 1);
+                self.forget(&endpoint);
+                return None;
+            }
+        };
+        let slot = self.slots.get_mut(index)?;
+        let data = EventData::new_u64(u64::from(slot.generation) << 32 | index as u64);
+        if epoll::add(&self.epoll, endpoint.stream(), data, watched(false)).is_err() {
+            self.free.push(index);
+            self.forget(&endpoint);
+            return None;
+        }
+        slot.endpoint = Some(endpoint);
+        slot.watches_writable = false;
+        Some(index)
+    }
+
+    fn connection(&mut self, index: usize) -> Option<&mut Connection> {
+        match self.slots.get_mut(index)?.endpoint.as_mut()? {
+            Endpoint::Connection(connection) => Some(connection),
+            Endpoint::Handshake(_) => None,
+        }
+    }
+
+    /// Does to a stream what became of it.
+    fn apply(&mut self, index: usize, verdict: Verdict) {
+        let Some(key) = self.connection(index).map(|connection| connection.key()) else { return };
+        if matches!(verdict, Verdict::Reset | Verdict::Drain) {
+            self.send_reset(Reset { from_cid: HOST_CID, kind: TYPE_STREAM, key });
+        }
+        match verdict {
+            Verdict::Keep => self.settle(index),
+            Verdict::Drain | Verdict::DrainSilently => {
+                self.keys.remove(&key);
+                self.settle(index);
+            }
+            Verdict::Reset | Verdict::Remove => self.remove(index),
+        }
+    }
+
+    /// Gives a stream its turn, its events and its deadline as its state asks for.
+    fn settle(&mut self, index: usize) {
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        let Some(Endpoint::Connection(connection)) = &slot.endpoint else { return };
+        if connection.has_output() && !slot.queued {
+            slot.queued = true;
+            self.ready.push_back(index);
+        }
+        let wants_writable = connection.wants_writable();
+        if wants_writable != slot.watches_writable {
+            let data = EventData::new_u64(u64::from(slot.generation) << 32 | index as u64);
+            // It cannot fail for lack of anything: the socket is watched already.
+            if epoll::modify(&self.epoll, connection.stream(), data, watched(wants_writable)).is_ok() {
+                slot.watches_writable = wants_writable;
+            }
+        }
+        if let Some(deadline) = connection.deadline() {
+            self.timer.arm(deadline);
+        }
+    }
+
+    /// Ends an endpoint. Its socket closes, and is no longer watched.
+    fn remove(&mut self, index: usize) {
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        let Some(endpoint) = slot.endpoint.take() else { return };
+        slot.generation = slot.generation.wrapping_add(1);
+        slot.queued = false;
+        self.free.push(index);
+        if let Endpoint::Connection(connection) = &endpoint
+            && self.keys.get(&connection.key()) == Some(&index)
+        {
+            self.keys.remove(&connection.key());
+        }
+        self.forget(&endpoint);
+    }
+
+    fn forget(&mut self, endpoint: &Endpoint) {
+        if let Endpoint::Connection(connection) = endpoint {
+            self.credit.give_back(connection.share());
+        }
+    }
+
+    fn send_reset(&mut self, reset: Reset) {
+        if self.resets.len() < RESETS_LIMIT {
+            self.resets.push_back(reset);
+        } else {
+            VsockMetrics::count(&self.metrics.dropped_resets, 1);
+        }
+    }
+
+    /// Ends what did not get on in time.
+    fn expire(&mut self) {
+        self.timer.expired();
+        let now = Instant::now();
+        if self.accept_at.is_some_and(|at| at <= now) {
+            self.accept_at = None;
+            self.watch_listener(EventFlags::IN);
+        }
+        let mut earliest = self.accept_at;
+        for index in 0..self.slots.len() {
+            let Some(slot) = self.slots.get(index) else { continue };
+            let Some(endpoint) = &slot.endpoint else { continue };
+            let Some(deadline) = endpoint.deadline() else { continue };
+            if deadline > now {
+                earliest = Some(earliest.map_or(deadline, |earliest| earliest.min(deadline)));
+                continue;
+            }
+            VsockMetrics::count(&self.metrics.timed_out, 1);
+            match endpoint {
+                Endpoint::Handshake(_) => self.remove(index),
+                Endpoint::Connection(connection) => {
+                    let verdict = connection.timed_out();
+                    self.apply(index, verdict);
+                }
+            }
+        }
+        if let Some(earliest) = earliest {
+            self.timer.arm(earliest);
+        }
+    }
+}
+
+impl Endpoint {
+    fn stream(&self) -> &UnixStream {
+        match self {
+            Self::Handshake(handshake) => &handshake.stream,
+            Self::Connection(connection) => connection.stream(),
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        match self {
+            Self::Handshake(handshake) => Some(handshake.deadline),
+            Self::Connection(connection) => connection.deadline(),
+        }
+    }
+}
+
+impl Reset {
+    fn header(self) -> Header {
+        Header {
+            src_cid: self.from_cid,
+            dst_cid: GUEST_CID,
+            src_port: self.key.host_port,
+            dst_port: self.key.guest_port,
+            kind: self.kind,
+            op: op::RST,
+            ..Header::default()
+        }
+    }
+}
+
+/// What a socket tells of, once each time it changes, so that a stream which cannot be
+/// served for now does not keep the loop busy.
+fn watched(writable: bool) -> EventFlags {
+    let flags = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
+    if writable { flags | EventFlags::OUT } else { flags }
+}

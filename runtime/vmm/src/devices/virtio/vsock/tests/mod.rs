@@ -1,0 +1,5 @@
+//! The device between a guest's driver and real unix sockets.
+
+mod guest;
+mod hostile;
+mod streams;
