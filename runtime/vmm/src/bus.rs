@@ -1,0 +1,153 @@
+//! The addresses a guest reaches devices at: I/O ports, and memory where there is no RAM.
+//! Called on the processors' threads. What nobody answers reads as ones and swallows
+//! writes.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use vm_superio::Trigger;
+use vm_superio::serial::{NoEvents, Serial};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::console::Ring;
+use crate::exit::{self, Exit};
+use crate::layout;
+use crate::pci::PciBus;
+
+const SERIAL_PORTS: u16 = 8;
+const KEYBOARD_RESET: u8 = 0xfe;
+
+/// What became of a write to a port.
+#[derive(Debug, PartialEq, Eq)]
+pub enum PortWrite {
+    /// The guest goes on.
+    Done,
+    /// It ended the machine.
+    End(Exit),
+}
+
+/// The serial port's interrupt line.
+#[derive(Debug)]
+pub struct SerialInterrupt(pub EventFd);
+
+impl Trigger for SerialInterrupt {
+    type E = io::Error;
+
+    fn trigger(&self) -> io::Result<()> {
+        self.0.write(1)
+    }
+}
+
+/// The whole of it.
+pub struct Bus {
+    serial: Mutex<Serial<SerialInterrupt, NoEvents, Ring>>,
+    pci: Arc<PciBus>,
+}
+
+impl Bus {
+    /// A bus with a serial port that writes to `console`, and the devices of `pci`.
+    pub fn new(console: Ring, interrupt: SerialInterrupt, pci: Arc<PciBus>) -> Self {
+        Self { serial: Mutex::new(Serial::new(interrupt, console)), pci }
+    }
+
+    /// The guest wrote `data` to `port`; several items of a string instruction follow
+    /// each other in it.
+    pub fn write_port(&self, port: u16, data: &[u8]) -> PortWrite {
+        let first = data.first().copied().unwrap_or_default();
+        match port {
+            layout::PCI_CONFIG_DATA..=0xcff => self.pci.write_config(port - layout::PCI_CONFIG_DATA, data),
+            layout::PCI_CONFIG_ADDRESS => self.pci.write_config_address(data),
+            layout::PCI_PORTS.. => self.pci.write_port(port, data),
+            layout::SERIAL_PORT..0x400 => {
+                let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
+                for byte in data {
+                    // Neither the ring nor an eventfd has a way to fail that the guest could mend.
+                    let _ = serial.write((port - layout::SERIAL_PORT) as u8, *byte);
+                }
+            }
+            layout::KEYBOARD_PORT if first == KEYBOARD_RESET => return PortWrite::End(Exit::Reset),
+            exit::POWER_PORT if first == exit::POWER_OFF => return PortWrite::End(Exit::PoweredOff),
+            _ => {}
+        }
+        PortWrite::Done
+    }
+
+    /// The guest reads `data.len()` bytes from `port`.
+    pub fn read_port(&self, port: u16, data: &mut [u8]) {
+        data.fill(0xff);
+        match port {
+            layout::PCI_CONFIG_DATA..=0xcff => self.pci.read_config(port - layout::PCI_CONFIG_DATA, data),
+            layout::PCI_CONFIG_ADDRESS => self.pci.read_config_address(data),
+            layout::PCI_PORTS.. => self.pci.read_port(port, data),
+            layout::SERIAL_PORT..0x400 => {
+                let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
+                for byte in data {
+                    *byte = serial.read((port - layout::SERIAL_PORT) as u8);
+                }
+            }
+            // An idle controller: ready for the next command, nothing to fetch.
+            layout::KEYBOARD_PORT => data.fill(0),
+            _ => {}
+        }
+    }
+
+    /// The guest wrote to memory that is not RAM.
+    pub fn write_memory(&self, address: u64, data: &[u8]) {
+        self.pci.write_memory(address, data);
+    }
+
+    /// The guest reads memory that is not RAM.
+    pub fn read_memory(&self, address: u64, data: &mut [u8]) {
+        data.fill(0xff);
+        self.pci.read_memory(address, data);
+    }
+}
+
+const _: () = assert!(layout::SERIAL_PORT + SERIAL_PORTS == 0x400);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::console;
+    use crate::interrupts::Routes;
+
+    fn bus() -> (tempfile::TempDir, Bus) {
+        let dir = tempfile::tempdir().unwrap();
+        let ring = Ring::create(&dir.path().join("console")).unwrap();
+        let vm = Arc::new(kvm_ioctls::Kvm::new().unwrap().create_vm().unwrap());
+        let pci = Arc::new(PciBus::new(Arc::new(Routes::new(vm))));
+        (dir, Bus::new(ring, SerialInterrupt(EventFd::new(libc::EFD_NONBLOCK).unwrap()), pci))
+    }
+
+    #[test]
+    fn the_serial_port_fills_the_console() {
+        let (dir, bus) = bus();
+        for byte in b"hello\n" {
+            assert_eq!(bus.write_port(layout::SERIAL_PORT, &[*byte]), PortWrite::Done);
+        }
+        bus.write_port(layout::SERIAL_PORT, b"string instruction");
+        assert_eq!(console::tail(&dir.path().join("console"), 5).unwrap(), ["hello", "string instruction"]);
+    }
+
+    #[test]
+    fn the_guest_can_end_the_machine_in_two_ways() {
+        let (_dir, bus) = bus();
+        assert_eq!(bus.write_port(0x64, &[0xfe]), PortWrite::End(Exit::Reset));
+        assert_eq!(bus.write_port(exit::POWER_PORT, &[exit::POWER_OFF]), PortWrite::End(Exit::PoweredOff));
+        assert_eq!(bus.write_port(0x64, &[0xd1]), PortWrite::Done);
+        assert_eq!(bus.write_port(exit::POWER_PORT, &[0]), PortWrite::Done);
+        assert_eq!(bus.write_port(exit::POWER_PORT, &[]), PortWrite::Done);
+    }
+
+    #[test]
+    fn nobody_home_reads_as_ones() {
+        let (_dir, bus) = bus();
+        let mut data = [0; 4];
+        bus.read_port(0x1f0, &mut data);
+        assert_eq!(data, [0xff; 4]);
+        let mut data = [0; 8];
+        bus.read_memory(0xdead_beef, &mut data);
+        assert_eq!(data, [0xff; 8]);
+        bus.write_memory(0xdead_beef, &data);
+    }
+}

@@ -1,0 +1,45 @@
+//! What a machine is made of: the one document the daemon writes for `nacelle vmm`.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// A machine to boot. Written as JSON; `nacelle vmm --config FILE` reads it.
+///
+/// All paths are absolute. The sockets and the console ring are created by the VMM and
+/// must not exist before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfig {
+    /// Name of the sandbox, used in messages only.
+    pub id: String,
+    /// Uncompressed x86-64 kernel (ELF `vmlinux`).
+    pub kernel: PathBuf,
+    /// Initial RAM file system.
+    pub initramfs: PathBuf,
+    /// Appended to the VMM's own kernel command line.
+    #[serde(default)]
+    pub cmdline: String,
+    /// Guest memory in MiB, 32 to 1 048 576.
+    pub memory_mib: u64,
+    /// Virtual CPUs, 1 to 64.
+    pub vcpus: u8,
+    /// Unix socket through which the host reaches the guest's vsock ports
+    /// (`CONNECT <port>\n`, answered by `OK <port>\n`). A connection that the guest makes
+    /// to host port P goes to the unix socket `<vsock>_P`, which the host listens on.
+    pub vsock: PathBuf,
+    /// Control socket, see [`crate::control`].
+    pub control: PathBuf,
+    /// File that holds the end of the guest's serial console, see [`crate::console`].
+    pub console: PathBuf,
+}
+
+impl MachineConfig {
+    /// The unix socket on which the host waits for the guest's connections to `port`.
+    #[must_use]
+    pub fn vsock_listener(vsock: &Path, port: u32) -> PathBuf {
+        let mut name = vsock.as_os_str().to_owned();
+        name.push(format!("_{port}"));
+        name.into()
+    }
+}

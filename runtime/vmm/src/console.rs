@@ -1,0 +1,237 @@
+//! The end of the guest's serial console, kept in a bounded file.
+//!
+//! The file is a ring of [`SIZE`] bytes that the VMM writes through a shared mapping, so
+//! that its contents outlive the VMM however that ends. Layout: 8 bytes of magic, the
+//! number of bytes ever written (u64, little endian), zeros up to byte 64, then the ring.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use crate::sys::SharedMap;
+
+/// Size of the file in bytes.
+pub const SIZE: usize = 64 * 1024;
+const MAGIC: [u8; 8] = *b"naclcon1";
+const TOTAL_OFFSET: usize = 8;
+const HEADER: usize = 64;
+const CAPACITY: usize = SIZE - HEADER;
+/// A line is cut here when read, so that one line cannot flood a message.
+const LINE_LIMIT: usize = 1024;
+
+/// The console file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConsoleError {
+    /// It cannot be made.
+    #[error("cannot create the console file {path}: it must not exist, and its directory must be writable")]
+    Create {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It cannot be read.
+    #[error("cannot read the console file {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is something else.
+    #[error("{path} is not a console file")]
+    Format {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// The writing side of the ring.
+#[derive(Debug)]
+pub struct Ring {
+    map: SharedMap,
+    total: u64,
+    position: usize,
+}
+
+impl Ring {
+    /// Creates the file, readable by its owner only; it must not exist.
+    pub fn create(path: &Path) -> Result<Self, ConsoleError> {
+        let open = || {
+            let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+            file.set_len(SIZE as u64)?;
+            SharedMap::new(&file, SIZE)
+        };
+        let map = open().map_err(|source| ConsoleError::Create { path: path.to_owned(), source })?;
+        for (offset, byte) in MAGIC.into_iter().enumerate() {
+            map.store(offset, byte);
+        }
+        Ok(Self { map, total: 0, position: 0 })
+    }
+
+    fn push(&mut self, byte: u8) {
+        self.map.store(HEADER + self.position, byte);
+        self.position = if self.position + 1 == CAPACITY { 0 } else { self.position + 1 };
+        self.total = self.total.wrapping_add(1);
+    }
+}
+
+impl Write for Ring {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        for byte in bytes {
+            self.push(*byte);
+        }
+        self.map.store_u64(TOTAL_OFFSET, self.total);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The last `max_lines` lines that the guest wrote, oldest first. What a guest writes is
+/// hostile: control characters are dropped, other bytes outside printable ASCII become
+/// `?`, and long lines are cut.
+pub fn tail(path: &Path, max_lines: usize) -> Result<Vec<String>, ConsoleError> {
+    let read = |source| ConsoleError::Read { path: path.to_owned(), source };
+    let format = || ConsoleError::Format { path: path.to_owned() };
+    let mut content = Vec::new();
+    File::open(path).map_err(read)?.take(SIZE as u64).read_to_end(&mut content).map_err(read)?;
+    let (header, ring) = content.split_at_checked(HEADER).ok_or_else(format)?;
+    let (magic, rest) = header.split_first_chunk::<8>().ok_or_else(format)?;
+    let total = rest.first_chunk().map(|bytes| u64::from_le_bytes(*bytes)).ok_or_else(format)?;
+    if *magic != MAGIC || ring.len() != CAPACITY {
+        return Err(format());
+    }
+    let wrapped = total > CAPACITY as u64;
+    let position = usize::try_from(total % CAPACITY as u64).map_err(|_| format())?;
+    let (newer, older) = ring.split_at_checked(position).ok_or_else(format)?;
+    let bytes: Vec<u8> = if wrapped || position == 0 && total > 0 { [older, newer].concat() } else { newer.to_vec() };
+    Ok(lines(&bytes, max_lines, wrapped))
+}
+
+fn lines(bytes: &[u8], max_lines: usize, cut_first: bool) -> Vec<String> {
+    let skip = usize::from(cut_first);
+    let mut lines: Vec<String> = bytes
+        .split(|byte| *byte == b'\n')
+        .skip(skip)
+        .map(|line| printable(line))
+        .filter(|line| !line.trim().is_empty())
+        .collect();
+    lines.split_off(lines.len().saturating_sub(max_lines))
+}
+
+/// Text that is safe to show on a terminal and in a log, escape sequences removed.
+fn printable(line: &[u8]) -> String {
+    let mut text = String::new();
+    let mut bytes = line.iter().copied().peekable();
+    while let Some(byte) = bytes.next() {
+        if text.len() >= LINE_LIMIT {
+            text.push_str("...");
+            break;
+        }
+        match byte {
+            0x1b => skip_escape(&mut bytes),
+            b'\t' => text.push(' '),
+            0x20..=0x7e => text.push(char::from(byte)),
+            0..=0x1f | 0x7f => {}
+            _ => text.push('?'),
+        }
+    }
+    text
+}
+
+/// Skips what follows an escape character: `[`, parameters and one final byte, or a
+/// single byte.
+fn skip_escape(bytes: &mut std::iter::Peekable<impl Iterator<Item = u8>>) {
+    if bytes.next_if_eq(&b'[').is_some() {
+        while bytes.next_if(|byte| matches!(byte, 0x20..=0x3f)).is_some() {}
+        bytes.next_if(|byte| matches!(byte, 0x40..=0x7e));
+    } else {
+        bytes.next_if(|byte| matches!(byte, 0x30..=0x7e));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn written(pieces: &[&[u8]]) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console");
+        let mut ring = Ring::create(&path).unwrap();
+        for piece in pieces {
+            ring.write_all(piece).unwrap();
+        }
+        (dir, path)
+    }
+
+    #[test]
+    fn last_lines_come_back_in_order() {
+        let (_dir, path) = written(&[b"one\ntwo\r\nthree\nunfinished"]);
+        assert_eq!(tail(&path, 2).unwrap(), ["three", "unfinished"]);
+        assert_eq!(tail(&path, 9).unwrap(), ["one", "two", "three", "unfinished"]);
+    }
+
+    #[test]
+    fn a_wrapped_ring_keeps_the_newest() {
+        let mut text = Vec::new();
+        for number in 0..20_000 {
+            writeln!(text, "line {number}").unwrap();
+        }
+        let (_dir, path) = written(&[&text]);
+        let lines = tail(&path, usize::MAX).unwrap();
+        assert_eq!(lines.last().unwrap(), "line 19999");
+        let first: usize = lines[0].strip_prefix("line ").unwrap().parse().unwrap();
+        assert_eq!(lines.len(), 20_000 - first, "no line is missing or cut");
+        assert!(lines.len() > 5000);
+    }
+
+    #[test]
+    fn a_full_but_unwrapped_ring_is_read_whole() {
+        let (_dir, path) = written(&[&[b'x'; CAPACITY - 2], b"\ny"]);
+        assert_eq!(tail(&path, 1).unwrap(), ["y"]);
+    }
+
+    #[test]
+    fn hostile_bytes_do_not_reach_a_terminal() {
+        let (_dir, path) = written(&[b"\x1b[2J\x1b[31mred\x1b[0m\x07 \xff\x00 \x1b]0;title\x07end"]);
+        assert_eq!(tail(&path, 1).unwrap(), ["red ? 0;titleend"]);
+    }
+
+    #[test]
+    fn an_existing_file_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console");
+        std::fs::write(&path, "precious").unwrap();
+        assert!(matches!(Ring::create(&path), Err(ConsoleError::Create { .. })));
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+        assert!(matches!(tail(&path, 1), Err(ConsoleError::Format { .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_become_printable_text(bytes in proptest::collection::vec(any::<u8>(), 0..3000)) {
+            let (_dir, path) = written(&[&bytes]);
+            for line in tail(&path, 50).unwrap() {
+                prop_assert!(line.len() <= LINE_LIMIT + 3);
+                prop_assert!(line.bytes().all(|byte| (0x20..=0x7e).contains(&byte)));
+            }
+        }
+
+        #[test]
+        fn any_file_is_read_or_refused(mut bytes in proptest::collection::vec(any::<u8>(), 0..200), pad: bool) {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("console");
+            bytes.splice(0..0, MAGIC);
+            if pad {
+                bytes.resize(SIZE, b'\n');
+            }
+            std::fs::write(&path, bytes).unwrap();
+            let _ = tail(&path, 5);
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! The VMM's side of the control socket: who is connected, and what they say. What a
+//! request does is decided in [`crate::machine`].
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with};
+
+use super::message::{Request, Response};
+use super::packet;
+
+/// Connections waiting to be accepted.
+const BACKLOG: i32 = 16;
+/// Connected clients; more are turned away.
+const CLIENT_LIMIT: usize = 16;
+
+/// The control socket cannot be made.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on the control socket {path}: its path must not exist and have at most 107 bytes")]
+pub struct ServerError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// The listening socket and its clients.
+pub struct Server {
+    listener: OwnedFd,
+    clients: BTreeMap<u64, OwnedFd>,
+    next: u64,
+}
+
+/// What came of a client's readiness.
+pub enum Incoming {
+    /// Nothing to do.
+    Nothing,
+    /// A request with its descriptors; it wants an answer.
+    Request(Request, Vec<OwnedFd>),
+    /// A message that is no request, with what to answer.
+    Bad(Response),
+    /// The client is gone.
+    Gone,
+}
+
+impl Server {
+    /// Listens on `path`, for the owner of this process only.
+    pub fn listen(path: &Path) -> Result<Self, ServerError> {
+        let attempt = || {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let listener = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+            bind(&listener, &SocketAddrUnix::new(path)?)?;
+            // Nobody can connect before `listen`, so nobody can before the mode is set.
+            fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+            listen(&listener, BACKLOG)?;
+            Ok(listener)
+        };
+        let listener = attempt().map_err(|source| ServerError { path: path.to_owned(), source })?;
+        Ok(Self { listener, clients: BTreeMap::new(), next: 0 })
+    }
+
+    /// The listening socket.
+    pub fn listener(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+
+    /// Accepts a client that is waiting, if one is; returns its number.
+    pub fn accept(&mut self) -> io::Result<Option<u64>> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let client = match accept_with(&self.listener, flags) {
+            Ok(client) => client,
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => {
+                return Ok(None);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if self.clients.len() >= CLIENT_LIMIT {
+            return Ok(None);
+        }
+        let number = self.next;
+        self.next += 1;
+        self.clients.insert(number, client);
+        Ok(Some(number))
+    }
+
+    /// The socket of client `number`.
+    pub fn client(&self, number: u64) -> Option<BorrowedFd<'_>> {
+        self.clients.get(&number).map(AsFd::as_fd)
+    }
+
+    /// Takes what client `number` has sent.
+    pub fn receive(&self, number: u64) -> Incoming {
+        let Some(client) = self.clients.get(&number) else { return Incoming::Nothing };
+        let packet = match packet::receive(client.as_fd()) {
+            Ok(packet) => packet,
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                return Incoming::Nothing;
+            }
+            Err(_) => return Incoming::Gone,
+        };
+        if packet.bytes.is_empty() {
+            return Incoming::Gone;
+        }
+        if packet.truncated {
+            return bad("the message or its list of descriptors is too long");
+        }
+        match serde_json::from_slice(&packet.bytes) {
+            Ok(request) => Incoming::Request(request, packet.fds),
+            Err(error) => bad(&format!("not a request that this version knows: {error}")),
+        }
+    }
+
+    /// Answers client `number`; false if it is to be dropped because it does not read.
+    pub fn answer(&self, number: u64, response: &Response) -> bool {
+        let Some(client) = self.clients.get(&number) else { return false };
+        serde_json::to_vec(response)
+            .map_err(io::Error::from)
+            .and_then(|bytes| packet::send(client.as_fd(), &bytes, &[]))
+            .is_ok()
+    }
+
+    /// Closes the connection of client `number`.
+    pub fn drop_client(&mut self, number: u64) {
+        self.clients.remove(&number);
+    }
+}
+
+fn bad(message: &str) -> Incoming {
+    Incoming::Bad(Response::Error { message: message.to_owned() })
+}

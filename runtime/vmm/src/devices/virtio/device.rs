@@ -1,0 +1,77 @@
+//! What a virtio device is to the rest of the machine.
+//!
+//! A device is its queues' handler and nothing else: the PCI transport owns the
+//! registers, the feature negotiation and the interrupts; the event loop owns the thread.
+//! Queue and poll events are handled on the event loop's thread. What follows from a
+//! register access ([`VirtioDevice::read_config`], [`VirtioDevice::activate`],
+//! [`VirtioDevice::reset`]) happens on the thread of the processor that made it, so that
+//! the driver finds it done. All of them hold the device's lock.
+//!
+//! Everything that comes out of guest memory or a queue is hostile. A handler never
+//! panics on it: a malformed request fails that request, a malformed queue
+//! ([`DeviceError`]) marks the device as needing a reset, and nothing else notices.
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use virtio_queue::Queue;
+use vm_memory::GuestMemoryMmap;
+
+/// Tells the driver that something happened.
+pub trait Interrupt: Send + Sync {
+    /// Queue `index` has used buffers.
+    fn queue(&self, index: u16);
+    /// The device's configuration changed.
+    fn config(&self);
+}
+
+/// All a device gets when its driver is ready.
+pub struct Activation {
+    /// The guest's memory.
+    pub memory: GuestMemoryMmap,
+    /// The queues the driver enabled, by index; a queue it left alone is not ready.
+    pub queues: Vec<Queue>,
+    /// How to reach the driver.
+    pub interrupt: Arc<dyn Interrupt>,
+    /// The features both sides agreed on.
+    pub features: u64,
+}
+
+/// The driver broke the protocol in a way that only a reset mends.
+#[derive(Debug, thiserror::Error)]
+#[error("{device}: {reason}")]
+pub struct DeviceError {
+    /// Which device.
+    pub device: &'static str,
+    /// What the driver did.
+    pub reason: String,
+}
+
+/// One virtio device, without its transport.
+pub trait VirtioDevice: Send {
+    /// Short name for messages, for example `block`.
+    fn name(&self) -> &'static str;
+    /// Device type of the virtio specification, section 5.
+    fn device_type(&self) -> u16;
+    /// Largest size of each queue; its length is the number of queues.
+    fn queue_sizes(&self) -> &[u16];
+    /// Feature bits offered, `VIRTIO_F_VERSION_1` included.
+    fn features(&self) -> u64;
+    /// Reads the device-specific configuration. Bytes beyond its end read as zero.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// The driver is ready (DRIVER_OK). Called once between resets.
+    fn activate(&mut self, activation: Activation) -> Result<(), DeviceError>;
+    /// Back to the state before [`VirtioDevice::activate`]; what is in flight is dropped.
+    fn reset(&mut self);
+    /// The driver notified queue `index`. Called on an active device only.
+    fn queue_notified(&mut self, index: u16) -> Result<(), DeviceError>;
+    /// A descriptor to watch for input for as long as the device lives (an epoll instance
+    /// if the device has several), or none.
+    fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+    /// [`VirtioDevice::poll_fd`] is readable. May be called on an inactive device.
+    fn poll_ready(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+}

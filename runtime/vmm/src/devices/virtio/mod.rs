@@ -1,0 +1,11 @@
+//! The virtio devices. Each is a folder; what they have in common is [`device`].
+
+pub mod block;
+pub mod chain;
+pub mod device;
+pub mod ring;
+pub mod rng;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod vsock;
+pub mod wake;

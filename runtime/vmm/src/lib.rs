@@ -1,0 +1,58 @@
+//! Nacelle's virtual machine monitor: one process runs one guest.
+//!
+//! # Shape
+//!
+//! [`run`] builds the machine from a [`config::MachineConfig`], starts it, and serves it
+//! until it ends. The calling thread becomes the event loop: it handles the queues of all
+//! devices, the control socket and termination signals, and nothing in it blocks. Each
+//! virtual processor has a thread that does nothing but run the guest and handle its
+//! register accesses. There are no other threads.
+//!
+//! What a guest does can cost that guest its devices or its life, never the VMM its
+//! integrity: guest memory, queues and registers are hostile input everywhere.
+//!
+//! # The machine
+//!
+//! An x86-64 PC without firmware and ACPI: processors, local APICs and an IOAPIC
+//! described by an MP table, kvm-clock, one serial port for what the kernel has to say
+//! ([`console`]), a PCI bus of virtio devices ([`pci`]), and two ports by which the guest
+//! ends the machine ([`exit`]).
+
+mod boot;
+mod bus;
+pub mod config;
+pub mod console;
+pub mod control;
+mod cpu;
+pub mod devices;
+mod event_loop;
+pub mod exit;
+mod interrupts;
+mod layout;
+mod machine;
+mod memory;
+pub mod pci;
+mod sys;
+
+use std::error::Error as StdError;
+
+pub use exit::Exit;
+pub use machine::{Error, run};
+
+/// Writes what went wrong, with its causes, to standard error, which the daemon keeps.
+fn report(what: &str, error: &dyn StdError) {
+    eprintln!("nacelle vmm: {what}: {}", chain(error));
+}
+
+/// An error and its causes on one line.
+#[must_use]
+pub fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

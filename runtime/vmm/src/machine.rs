@@ -1,0 +1,386 @@
+//! The machine as a whole: built from its configuration, served until it ends.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::boot::{self, BootError};
+use crate::bus::{Bus, SerialInterrupt};
+use crate::config::MachineConfig;
+use crate::console::{ConsoleError, Ring};
+use crate::control::server::{Incoming, Server, ServerError};
+use crate::control::{Request, Response};
+use crate::cpu::{self, CpuError, End, Running, Vcpu};
+use crate::devices::virtio::block::{Block, Disk};
+use crate::devices::virtio::device::VirtioDevice;
+use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::vsock::{Vsock, VsockError};
+use crate::event_loop::{EventLoop, Mode, Source, Token};
+use crate::exit::Exit;
+use crate::interrupts::{RouteError, Routes};
+use crate::memory::{self, MemoryError};
+use crate::pci::{BusError, PciBus, VirtioPci};
+use crate::{chain, layout, report, sys};
+
+const MEMORY_MIB: std::ops::RangeInclusive<u64> = 32..=1_048_576;
+const VCPUS: std::ops::RangeInclusive<u8> = 1..=64;
+
+/// The machine cannot be built or served.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration asks for something impossible.
+    #[error("the machine's configuration is invalid: {0}")]
+    Config(String),
+    /// There is no usable KVM.
+    #[error("cannot use /dev/kvm: run `nacelle check` to find out what this host lacks")]
+    Kvm(#[source] kvm_ioctls::Error),
+    /// KVM is too old.
+    #[error("KVM on this host lacks {0}: Linux 5.10 or newer is needed")]
+    Capability(&'static str),
+    /// KVM refused a step.
+    #[error("cannot {what}")]
+    Setup {
+        /// The step.
+        what: &'static str,
+        /// Why.
+        source: kvm_ioctls::Error,
+    },
+    /// See there.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// See there.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// See there.
+    #[error(transparent)]
+    Cpu(#[from] CpuError),
+    /// See there.
+    #[error(transparent)]
+    Console(#[from] ConsoleError),
+    /// See there.
+    #[error(transparent)]
+    Control(#[from] ServerError),
+    /// See there.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// See there.
+    #[error(transparent)]
+    Route(#[from] RouteError),
+    /// See there.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
+    /// The host's own resources are exhausted.
+    #[error("cannot {what}")]
+    Host {
+        /// What was attempted.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+fn host(what: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Host { what, source }
+}
+
+fn setup(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
+    move |source| Error::Setup { what, source }
+}
+
+/// Builds the machine and serves it until it ends. Sockets that it made are removed.
+///
+/// SIGTERM and SIGINT end it as [`Request::Stop`] does; they stay blocked in the calling
+/// thread.
+///
+/// # Errors
+/// If the machine cannot be built, in which case the guest never ran; or if the host's
+/// resources give out while it is served.
+pub fn run(config: &MachineConfig) -> Result<Exit, Error> {
+    check(config)?;
+    let (machine, vcpus, bus) = Machine::build(config)?;
+    machine.serve(vcpus, &bus)
+}
+
+fn check(config: &MachineConfig) -> Result<(), Error> {
+    if !MEMORY_MIB.contains(&config.memory_mib) {
+        return Err(Error::Config(format!("memory_mib is {}, it must be 32 to 1048576", config.memory_mib)));
+    }
+    if !VCPUS.contains(&config.vcpus) {
+        return Err(Error::Config(format!("vcpus is {}, it must be 1 to 64", config.vcpus)));
+    }
+    let paths = [&config.kernel, &config.initramfs, &config.vsock, &config.control, &config.console];
+    match paths.into_iter().find(|path| !path.is_absolute()) {
+        Some(path) => Err(Error::Config(format!("the path {} must be absolute", path.display()))),
+        None => Ok(()),
+    }
+}
+
+/// Removes a file when dropped.
+struct Removed(PathBuf);
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        // Whoever removed it first did our work.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+struct Machine {
+    id: String,
+    memory: GuestMemoryMmap,
+    pci: Arc<PciBus>,
+    events: EventLoop,
+    /// What the event loop watches for each device.
+    watched: BTreeMap<u8, Watched>,
+    control: Server,
+    clients: BTreeMap<u64, Token>,
+    ended: Arc<Mutex<Option<Exit>>>,
+    exit_event: Arc<EventFd>,
+    _signals: OwnedFd,
+    _sockets: Vec<Removed>,
+}
+
+#[derive(Default)]
+struct Watched {
+    queues: Vec<Token>,
+    poll: Option<Token>,
+}
+
+/// Opens KVM and makes an empty virtual machine with interrupt controllers.
+fn create_vm() -> Result<(Kvm, VmFd), Error> {
+    let kvm = Kvm::new().map_err(Error::Kvm)?;
+    for (capability, name) in [
+        (Cap::Irqfd, "irqfd"),
+        (Cap::IrqRouting, "interrupt routing"),
+        (Cap::IoeventfdNoLength, "ioeventfd without length"),
+        (Cap::ImmediateExit, "immediate exit"),
+    ] {
+        if !kvm.check_extension(capability) {
+            return Err(Error::Capability(name));
+        }
+    }
+    let vm = loop {
+        match kvm.create_vm() {
+            // The kernel gives up on a signal here.
+            Err(error) if error.errno() == libc::EINTR => {}
+            result => break result.map_err(setup("create a virtual machine"))?,
+        }
+    };
+    vm.set_tss_address(layout::KVM_TSS as usize).map_err(setup("set the task segment's address"))?;
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(setup("set the identity map's address"))?;
+    vm.create_irq_chip().map_err(setup("create the interrupt controllers"))?;
+    Ok((kvm, vm))
+}
+
+impl Machine {
+    fn build(config: &MachineConfig) -> Result<(Self, Vec<Vcpu>, Arc<Bus>), Error> {
+        let signals = sys::termination_signals().map_err(host("set up signal handling"))?;
+        sys::install_kick_handler().map_err(host("set up signal handling"))?;
+        let (kvm, vm) = create_vm()?;
+        let memory = memory::map(config.memory_mib)?;
+        memory::register(&vm, &memory)?;
+        let entry = boot::prepare(&memory, config)?;
+
+        let template = cpu::Template::read(&kvm).map_err(setup("read the processor features that KVM supports"))?;
+        let vcpus =
+            (0..config.vcpus).map(|id| Vcpu::new(&vm, &template, id, config.vcpus)).collect::<Result<Vec<_>, _>>()?;
+        if let Some(first) = vcpus.first() {
+            first.boot(&memory, entry)?;
+        }
+
+        let routes = Arc::new(Routes::new(Arc::new(vm)));
+        let pci = Arc::new(PciBus::new(Arc::clone(&routes)));
+        let console = Ring::create(&config.console)?;
+        let serial =
+            EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(host("create an event descriptor"))?;
+        routes.connect_pin(&serial, layout::SERIAL_IRQ)?;
+        let bus = Arc::new(Bus::new(console, SerialInterrupt(serial), Arc::clone(&pci)));
+
+        let control = Server::listen(&config.control)?;
+        let mut sockets = vec![Removed(config.control.clone())];
+        let vsock = Vsock::new(&config.vsock)?;
+        sockets.push(Removed(config.vsock.clone()));
+
+        let mut events = EventLoop::new().map_err(host("create an epoll instance"))?;
+        let exit_event =
+            EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(host("create an event descriptor"))?;
+        for (fd, source, mode) in [
+            (sys::event_fd(&exit_event), Source::Exit, Mode::Edge),
+            (signals.as_fd(), Source::Signal, Mode::Level),
+            (control.listener(), Source::Listener, Mode::Level),
+        ] {
+            events.watch(fd, source, mode).map_err(host("watch a descriptor"))?;
+        }
+        let mut machine = Self {
+            id: config.id.clone(),
+            memory,
+            pci,
+            events,
+            watched: BTreeMap::new(),
+            control,
+            clients: BTreeMap::new(),
+            ended: Arc::default(),
+            exit_event: Arc::new(exit_event),
+            _signals: signals,
+            _sockets: sockets,
+        };
+        machine.add_device(Box::new(vsock))?;
+        machine.add_device(Box::new(Rng::new().map_err(host("create the random number device"))?))?;
+        Ok((machine, vcpus, bus))
+    }
+
+    /// Puts a device on the bus and watches what it needs watched. Returns its slot.
+    fn add_device(&mut self, device: Box<dyn VirtioDevice>) -> Result<u8, Error> {
+        let function = self.pci.add(device, &self.memory)?;
+        let slot = function.slot();
+        self.watched.insert(slot, Watched::default());
+        let watched = self.watch_device(&function);
+        if watched.is_err() {
+            // Undo what was done of it.
+            let _ = self.remove_device(slot);
+        }
+        watched.map_err(host("watch a device's descriptors")).map(|()| slot)
+    }
+
+    fn watch_device(&mut self, function: &Arc<VirtioPci>) -> io::Result<()> {
+        let watched = self.watched.entry(function.slot()).or_default();
+        for (index, event) in (0..).zip(function.notifications()) {
+            let source = Source::Queue(Arc::clone(function), index);
+            watched.queues.push(self.events.watch(sys::event_fd(event), source, Mode::Edge)?);
+        }
+        let source = Source::Poll(Arc::clone(function));
+        let events = &mut self.events;
+        watched.poll = function.with_poll_fd(|fd| events.watch(fd, source, Mode::Level)).transpose()?;
+        Ok(())
+    }
+
+    /// Takes a device off the bus.
+    fn remove_device(&mut self, slot: u8) -> Result<(), Error> {
+        let function = self.pci.remove(slot)?;
+        let watched = self.watched.remove(&slot).unwrap_or_default();
+        for (token, event) in watched.queues.into_iter().zip(function.notifications()) {
+            self.events.forget(sys::event_fd(event), token);
+        }
+        if let Some(token) = watched.poll {
+            function.with_poll_fd(|fd| self.events.forget(fd, token));
+        }
+        Ok(())
+    }
+
+    /// Starts the processors and handles events until the machine ends.
+    fn serve(mut self, vcpus: Vec<Vcpu>, bus: &Arc<Bus>) -> Result<Exit, Error> {
+        let end = self.end();
+        let mut running = Vec::new();
+        let mut result = vcpus.into_iter().try_for_each(|vcpu| {
+            running.push(vcpu.start(Arc::clone(bus), Arc::clone(&end))?);
+            Ok(())
+        });
+        let mut ready = Vec::new();
+        let exit = loop {
+            if let Err(error) = result {
+                break Err(error);
+            }
+            if let Some(exit) = self.ended.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                break Ok(exit);
+            }
+            result = self.events.wait(&mut ready).map_err(host("wait for events"));
+            for token in &ready {
+                // A source may have gone because of an earlier event of the same batch.
+                if let Some(source) = self.events.source(*token) {
+                    self.handle(source);
+                }
+            }
+        };
+        running.iter().for_each(Running::stop);
+        running.into_iter().for_each(Running::join);
+        exit
+    }
+
+    /// What ends the machine: the first exit counts.
+    fn end(&self) -> End {
+        let (ended, event) = (Arc::clone(&self.ended), Arc::clone(&self.exit_event));
+        Arc::new(move |exit| {
+            ended.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(exit);
+            // Full is as good as written: the loop will look.
+            let _ = event.write(1);
+        })
+    }
+
+    fn handle(&mut self, source: Source) {
+        match source {
+            Source::Exit => {}
+            Source::Signal => self.end()(Exit::Stopped),
+            Source::Listener => {
+                if let Err(error) = self.accept() {
+                    report("cannot accept a control client", &error);
+                }
+            }
+            Source::Client(number) => self.serve_client(number),
+            Source::Queue(function, index) => function.queue_notified(index),
+            Source::Poll(function) => function.poll_ready(),
+        }
+    }
+
+    fn accept(&mut self) -> io::Result<()> {
+        if let Some(number) = self.control.accept()?
+            && let Some(fd) = self.control.client(number)
+        {
+            let token = self.events.watch(fd, Source::Client(number), Mode::Level)?;
+            self.clients.insert(number, token);
+        }
+        Ok(())
+    }
+
+    fn serve_client(&mut self, number: u64) {
+        let response = match self.control.receive(number) {
+            Incoming::Nothing => return,
+            Incoming::Gone => return self.drop_client(number),
+            Incoming::Bad(response) => response,
+            Incoming::Request(request, fds) => {
+                self.perform(request, fds).unwrap_or_else(|message| Response::Error { message })
+            }
+        };
+        if !self.control.answer(number, &response) {
+            self.drop_client(number);
+        }
+    }
+
+    fn drop_client(&mut self, number: u64) {
+        if let (Some(fd), Some(token)) = (self.control.client(number), self.clients.remove(&number)) {
+            self.events.forget(fd, token);
+        }
+        self.control.drop_client(number);
+    }
+
+    /// Does what a client asks, or says why not.
+    fn perform(&mut self, request: Request, fds: Vec<OwnedFd>) -> Result<Response, String> {
+        if !fds.is_empty() && !matches!(request, Request::AddDisk { .. }) {
+            return Err("this request takes no file descriptors".into());
+        }
+        match request {
+            Request::Status => Ok(Response::Status { version: env!("CARGO_PKG_VERSION").into(), id: self.id.clone() }),
+            Request::AddDisk { read_only } => {
+                let files = fds.into_iter().map(File::from).collect();
+                let disk = Disk::new(files, read_only).map_err(|error| chain(&error))?;
+                let block = Block::new(disk).map_err(|error| format!("cannot create the disk's device: {error}"))?;
+                let slot = self.add_device(Box::new(block)).map_err(|error| chain(&error))?;
+                Ok(Response::Device { slot })
+            }
+            Request::RemoveDevice { slot } => {
+                self.remove_device(slot).map_err(|error| chain(&error))?;
+                Ok(Response::Done)
+            }
+            Request::Stop => {
+                self.end()(Exit::Stopped);
+                Ok(Response::Done)
+            }
+        }
+    }
+}

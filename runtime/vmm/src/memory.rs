@@ -1,0 +1,133 @@
+//! The guest's memory: one private anonymous mapping, never prefaulted, presented to the
+//! guest below the PCI window and, for what does not fit there, above 4 GiB.
+
+use std::io;
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{Address, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
+
+use crate::{layout, sys};
+
+/// Guest memory cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The mapping failed.
+    #[error("cannot map {mib} MiB of guest memory: lower the pod's memory or raise the host's limits")]
+    Map {
+        /// Size asked for.
+        mib: u64,
+        /// Why.
+        source: io::Error,
+    },
+    /// The ranges do not make a memory.
+    #[error("cannot lay out {mib} MiB of guest memory: {reason}")]
+    Layout {
+        /// Size asked for.
+        mib: u64,
+        /// What is wrong.
+        reason: String,
+    },
+    /// KVM refused it.
+    #[error("KVM refuses guest memory at {address:#x}")]
+    Register {
+        /// Guest-physical address.
+        address: u64,
+        /// Why.
+        source: kvm_ioctls::Error,
+    },
+}
+
+/// The guest-physical ranges, as (start, size), of a guest with `mib` MiB.
+fn ranges(mib: u64) -> Vec<(u64, u64)> {
+    let size = mib << 20;
+    if size <= layout::PCI_WINDOW {
+        vec![(0, size)]
+    } else {
+        vec![(0, layout::PCI_WINDOW), (layout::ABOVE_4G, size - layout::PCI_WINDOW)]
+    }
+}
+
+/// Makes the memory of a guest with `mib` MiB, at most 1 048 576.
+pub fn map(mib: u64) -> Result<GuestMemoryMmap, MemoryError> {
+    let failed = |reason: String| MemoryError::Layout { mib, reason };
+    let size = usize::try_from(mib << 20).map_err(|e| failed(e.to_string()))?;
+    let start = sys::map_guest_memory(size).map_err(|source| MemoryError::Map { mib, source })?;
+    let mut offset = 0;
+    let mut regions = Vec::new();
+    for (address, size) in ranges(mib) {
+        let size = usize::try_from(size).map_err(|e| failed(e.to_string()))?;
+        // SAFETY: the ranges' sizes sum to the mapping's, which lives as long as the
+        // process.
+        let region = unsafe {
+            MmapRegionBuilder::new(size)
+                .with_raw_mmap_pointer(start.as_ptr().add(offset))
+                .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+                .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
+                .build()
+        }
+        .map_err(|e| failed(e.to_string()))?;
+        offset += size;
+        let region =
+            GuestRegionMmap::new(region, GuestAddress(address)).ok_or_else(|| failed("address overflow".into()))?;
+        regions.push(region);
+    }
+    GuestMemoryMmap::from_regions(regions).map_err(|e| failed(e.to_string()))
+}
+
+/// Gives the memory to a virtual machine.
+pub fn register(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), MemoryError> {
+    for (slot, region) in (0..).zip(memory.iter()) {
+        let address = region.start_addr().raw_value();
+        let registration = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: address,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+        };
+        // SAFETY: the mapping behind the region is never unmapped.
+        unsafe { vm.set_user_memory_region(registration) }
+            .map_err(|source| MemoryError::Register { address, source })?;
+    }
+    Ok(())
+}
+
+/// End of the memory below the PCI window.
+#[must_use]
+pub fn low_end(memory: &GuestMemoryMmap) -> u64 {
+    memory.iter().next().map_or(0, |region| region.start_addr().raw_value().saturating_add(region.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::Bytes;
+
+    #[test]
+    fn small_memory_is_one_range() {
+        assert_eq!(ranges(256), [(0, 256 << 20)]);
+        assert_eq!(ranges(3072), [(0, 3 << 30)]);
+    }
+
+    #[test]
+    fn large_memory_leaves_the_window_free() {
+        assert_eq!(ranges(4096), [(0, 3 << 30), (4 << 30, 1 << 30)]);
+        let memory = map(3073).unwrap();
+        assert_eq!(low_end(&memory), layout::PCI_WINDOW);
+        memory.write_obj(7_u64, GuestAddress(layout::ABOVE_4G + (1 << 20) - 8)).unwrap();
+        assert!(memory.write_obj(7_u8, GuestAddress(layout::PCI_WINDOW)).is_err());
+        assert!(memory.write_obj(7_u8, GuestAddress(layout::ABOVE_4G + (1 << 20))).is_err());
+    }
+
+    #[test]
+    fn memory_is_one_named_mapping_aligned_for_huge_pages() {
+        let memory = map(64).unwrap();
+        let start = memory.iter().next().unwrap().as_ptr() as usize;
+        assert!(start.is_multiple_of(2 << 20));
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let line = format!("{start:x}-{:x} ", start + (64 << 20));
+        assert!(maps.contains(&line), "no mapping {line}in {maps}");
+    }
+}

@@ -1,0 +1,157 @@
+//! The few system calls that have no safe wrapper elsewhere: mappings and signals.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::thread::JoinHandleExt;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+use vmm_sys_util::eventfd::EventFd;
+
+/// Two MiB: what a huge page is aligned to.
+const HUGE_PAGE: usize = 2 << 20;
+/// Shown in `/proc/PID/maps` beside the guest's memory, as `[anon:nacelle-guest]`.
+const GUEST_MEMORY_NAME: &std::ffi::CStr = c"nacelle-guest";
+
+/// Maps `size` bytes of zeroed private memory for a guest, aligned for huge pages and
+/// left out of core dumps. It is never unmapped: it ends with the process.
+pub fn map_guest_memory(size: usize) -> io::Result<NonNull<u8>> {
+    let padded = size.checked_add(HUGE_PAGE).ok_or(io::ErrorKind::OutOfMemory)?;
+    // SAFETY: a fresh anonymous mapping at an address of the kernel's choice touches no
+    // existing memory.
+    let start = unsafe {
+        libc::mmap(
+            ptr::null_mut(),
+            padded,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            0,
+        )
+    };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let before = start.align_offset(HUGE_PAGE);
+    let after = HUGE_PAGE - before;
+    // SAFETY: `before` < HUGE_PAGE, so all three parts lie inside the mapping just made,
+    // of which nobody else knows. What the advice fails to do is no error.
+    unsafe {
+        let aligned = start.byte_add(before);
+        if before > 0 {
+            libc::munmap(start, before);
+        }
+        if after > 0 {
+            libc::munmap(aligned.byte_add(size), after);
+        }
+        libc::madvise(aligned, size, libc::MADV_DONTDUMP);
+        libc::prctl(
+            libc::PR_SET_VMA,
+            libc::PR_SET_VMA_ANON_NAME as libc::c_ulong,
+            aligned,
+            size,
+            GUEST_MEMORY_NAME.as_ptr(),
+        );
+        NonNull::new(aligned.cast()).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+    }
+}
+
+/// A file's first bytes, mapped shared and writable.
+#[derive(Debug)]
+pub struct SharedMap {
+    start: NonNull<u8>,
+    size: usize,
+}
+
+// SAFETY: the mapping belongs to the process, not to a thread, and is accessed through
+// atomics only.
+unsafe impl Send for SharedMap {}
+
+impl SharedMap {
+    /// Maps the first `size` bytes of `file`, which must be at least that long.
+    pub fn new(file: &File, size: usize) -> io::Result<Self> {
+        // SAFETY: a fresh mapping at an address of the kernel's choice.
+        let start = unsafe {
+            libc::mmap(ptr::null_mut(), size, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, file.as_raw_fd(), 0)
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { start, size })
+    }
+
+    /// Stores a byte; one beyond the mapping is dropped.
+    pub fn store(&self, offset: usize, value: u8) {
+        if offset < self.size {
+            // SAFETY: in bounds of a live mapping, and `AtomicU8` has no alignment.
+            unsafe { AtomicU8::from_ptr(self.start.as_ptr().add(offset)) }.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// Stores a word at an offset that is a multiple of 8, after all stores before it.
+    pub fn store_u64(&self, offset: usize, value: u64) {
+        if offset.is_multiple_of(8) && offset.checked_add(8).is_some_and(|end| end <= self.size) {
+            // SAFETY: in bounds of a live mapping, aligned because mappings are.
+            unsafe { AtomicU64::from_ptr(self.start.as_ptr().add(offset).cast()) }.store(value, Ordering::Release);
+        }
+    }
+}
+
+impl Drop for SharedMap {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made by `new`, which nothing refers to any more.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.size) };
+    }
+}
+
+/// The descriptor of an event.
+pub fn event_fd(event: &EventFd) -> BorrowedFd<'_> {
+    // SAFETY: the event owns the descriptor and outlives the borrow.
+    unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
+}
+
+/// The signal that takes a vCPU thread out of `KVM_RUN`.
+fn kick_signal() -> libc::c_int {
+    libc::SIGRTMIN()
+}
+
+extern "C" fn ignore_kick(_: libc::c_int) {}
+
+/// Installs the handler that makes [`kick`] interrupt system calls. Idempotent.
+pub fn install_kick_handler() -> io::Result<()> {
+    // SAFETY: an all-zero sigaction is valid (no flags, so calls are not restarted); the
+    // handler does nothing and so is safe in any context.
+    let result = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = ignore_kick as *const () as libc::sighandler_t;
+        libc::sigaction(kick_signal(), &action, ptr::null_mut())
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Interrupts the system call that `thread` is in, if it is in one.
+pub fn kick<T>(thread: &JoinHandle<T>) {
+    // SAFETY: the thread is not joined, since its handle exists, so its id is valid.
+    unsafe { libc::pthread_kill(thread.as_pthread_t(), kick_signal()) };
+}
+
+/// Blocks SIGTERM and SIGINT for this thread and those it spawns from now on, and returns
+/// a descriptor that is readable when one of them is pending.
+pub fn termination_signals() -> io::Result<OwnedFd> {
+    // SAFETY: the set is initialised by sigemptyset before its use; signalfd returns a
+    // descriptor that nobody else owns.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGTERM);
+        libc::sigaddset(&mut set, libc::SIGINT);
+        if libc::pthread_sigmask(libc::SIG_BLOCK, &set, ptr::null_mut()) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let fd = libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+        if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd)) }
+    }
+}

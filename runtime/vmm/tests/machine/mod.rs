@@ -1,0 +1,112 @@
+//! A machine in a thread of the test, with a kernel of a few instructions.
+
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nacelle_vmm::config::MachineConfig;
+use nacelle_vmm::control::{Client, Request};
+use nacelle_vmm::{Error, Exit, console};
+
+/// A guest that does not end by itself in this time hangs.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Where the code is loaded and entered.
+const LOAD: u64 = 0x20_0000;
+
+/// The machine code of some lines of assembler, for a guest that starts there in 64-bit
+/// mode with the first GiB of memory mapped to itself.
+
+macro_rules! code {
+    ($($line:expr),*) => {{
+        let (start, end): (*const u8, *const u8);
+        // SAFETY: the block computes the bounds of code that it jumps over.
+        unsafe {
+            std::arch::asm!(
+                "lea {start}, [rip + 98f]",
+                "lea {end}, [rip + 99f]",
+                "jmp 99f",
+                "98:",
+                $($line,)*
+                "99:",
+                start = out(reg) start,
+                end = out(reg) end,
+                options(nomem, nostack, preserves_flags)
+            );
+            std::slice::from_raw_parts(start, end.offset_from(start) as usize)
+        }
+    }};
+}
+pub(crate) use code;
+
+/// A machine that may be running.
+pub struct Guest {
+    pub config: MachineConfig,
+    result: Option<Receiver<Result<Exit, Error>>>,
+    _dir: tempfile::TempDir,
+}
+
+impl Guest {
+    /// Everything on disk, nothing running.
+    pub fn prepare(code: &[u8]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| -> PathBuf { dir.path().join(name) };
+        std::fs::write(path("kernel"), kernel(code)).unwrap();
+        std::fs::write(path("initramfs"), b"070701 is all that is looked at").unwrap();
+        let config = MachineConfig {
+            id: "test".into(),
+            kernel: path("kernel"),
+            initramfs: path("initramfs"),
+            cmdline: String::new(),
+            memory_mib: 32,
+            vcpus: 1,
+            vsock: path("vsock"),
+            control: path("control"),
+            console: path("console"),
+        };
+        Self { config, result: None, _dir: dir }
+    }
+
+    pub fn start(code: &[u8]) -> Self {
+        let mut guest = Self::prepare(code);
+        let (sender, receiver) = channel();
+        let config = guest.config.clone();
+        thread::spawn(move || sender.send(nacelle_vmm::run(&config)));
+        guest.result = Some(receiver);
+        guest
+    }
+
+    /// How it ended, and the last lines of its console.
+    pub fn wait(self) -> (Exit, Vec<String>, Self) {
+        let result = self.result.as_ref().unwrap().recv_timeout(PATIENCE);
+        let console = console::tail(&self.config.console, 20).unwrap_or_default();
+        match result {
+            Ok(result) => (result.unwrap(), console, self),
+            Err(_) => {
+                let mut client = Client::connect(&self.config.control, Instant::now()).unwrap();
+                client.call(&Request::Stop, &[], PATIENCE).unwrap();
+                panic!("the guest hangs; its console: {console:?}");
+            }
+        }
+    }
+}
+
+/// An ELF file with `code` at its entry point.
+fn kernel(code: &[u8]) -> Vec<u8> {
+    let mut file = vec![0; 0x1000];
+    let mut put = |offset: usize, bytes: &[u8]| file[offset..offset + bytes.len()].copy_from_slice(bytes);
+    put(0, b"\x7fELF\x02\x01\x01");
+    put(16, &2_u16.to_le_bytes());
+    put(18, &62_u16.to_le_bytes());
+    put(24, &LOAD.to_le_bytes());
+    put(32, &64_u64.to_le_bytes());
+    put(54, &56_u16.to_le_bytes());
+    put(56, &1_u16.to_le_bytes());
+    put(64, &1_u32.to_le_bytes());
+    put(72, &0x1000_u64.to_le_bytes());
+    put(88, &LOAD.to_le_bytes());
+    put(96, &(code.len() as u64).to_le_bytes());
+    put(104, &(code.len() as u64).to_le_bytes());
+    file.extend_from_slice(code);
+    file
+}
