@@ -78,13 +78,19 @@ impl ChainScratch {
                 faulty = true;
                 continue;
             }
+            // Nearly every buffer lies in one region, and that is much the faster way.
+            if let Ok(slice) = memory.get_slice(descriptor.addr(), descriptor.len() as usize) {
+                self.push(slice);
+                continue;
+            }
             for slice in memory.get_slices(descriptor.addr(), descriptor.len() as usize) {
-                let Ok(slice) = slice else {
-                    faulty = true;
-                    break;
-                };
-                let iov_base = slice.ptr_guard_mut().as_ptr().cast();
-                self.buffers.push(iovec { iov_base, iov_len: slice.len() });
+                match slice {
+                    Ok(slice) => self.push(slice),
+                    Err(_) => {
+                        faulty = true;
+                        break;
+                    }
+                }
             }
         }
         if !ended {
@@ -93,6 +99,12 @@ impl ChainScratch {
         let writable = first_writable.unwrap_or(self.buffers.len());
         let (readable, writable) = self.buffers.split_at_mut(writable);
         Ok(Chain { head, faulty, readable: GuestBytes::new(readable), writable: GuestBytes::new(writable) })
+    }
+
+    fn push(&mut self, slice: VolatileSlice<'_>) {
+        if !slice.is_empty() {
+            self.buffers.push(iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() });
+        }
     }
 }
 
@@ -248,9 +260,14 @@ impl<'a> GuestBytes<'a> {
         let end = self.len - count.min(self.len);
         while self.len > end {
             let position = file_position(offset)?;
-            // SAFETY: the buffers are writable guest memory, alive while `self` is borrowed.
-            let done = self.transfer(self.len - end, |buffers, count| unsafe {
-                libc::preadv(file.as_raw_fd(), buffers, count, position)
+            let done = self.transfer(self.len - end, |buffers| {
+                let file = file.as_raw_fd();
+                match buffers {
+                    // SAFETY: the buffer is writable guest memory, alive while `self` is borrowed.
+                    [one] => unsafe { libc::pread(file, one.iov_base, one.iov_len, position) },
+                    // SAFETY: as above.
+                    many => unsafe { libc::preadv(file, many.as_ptr(), int_len(many), position) },
+                }
             })?;
             if done == 0 {
                 return Ok(false);
@@ -268,9 +285,14 @@ impl<'a> GuestBytes<'a> {
         let end = self.len - count.min(self.len);
         while self.len > end {
             let position = file_position(offset)?;
-            // SAFETY: the buffers are guest memory, alive while `self` is borrowed.
-            let done = self.transfer(self.len - end, |buffers, count| unsafe {
-                libc::pwritev(file.as_raw_fd(), buffers, count, position)
+            let done = self.transfer(self.len - end, |buffers| {
+                let file = file.as_raw_fd();
+                match buffers {
+                    // SAFETY: the buffer is guest memory, alive while `self` is borrowed.
+                    [one] => unsafe { libc::pwrite(file, one.iov_base, one.iov_len, position) },
+                    // SAFETY: as above.
+                    many => unsafe { libc::pwritev(file, many.as_ptr(), int_len(many), position) },
+                }
             })?;
             if done == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
@@ -286,10 +308,15 @@ impl<'a> GuestBytes<'a> {
     /// # Errors
     /// What `recvmsg` reports, `WouldBlock` included.
     pub fn receive(&mut self, socket: BorrowedFd<'_>, count: usize) -> io::Result<usize> {
-        self.transfer(count, |buffers, count| {
-            let mut message = message(buffers, count);
-            // SAFETY: the header is valid, its buffers are writable guest memory.
-            unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) }
+        self.transfer(count, |buffers| {
+            let socket = socket.as_raw_fd();
+            if let [one] = buffers {
+                // SAFETY: the buffer is writable guest memory, alive while `self` is borrowed.
+                return unsafe { libc::recv(socket, one.iov_base, one.iov_len, libc::MSG_DONTWAIT) };
+            }
+            let mut message = message(buffers);
+            // SAFETY: the header is valid, its buffers are as above.
+            unsafe { libc::recvmsg(socket, &raw mut message, libc::MSG_DONTWAIT) }
         })
     }
 
@@ -298,15 +325,21 @@ impl<'a> GuestBytes<'a> {
     /// # Errors
     /// What `sendmsg` reports, `WouldBlock` included.
     pub fn send(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
-        self.transfer(self.len, |buffers, count| {
-            let message = message(buffers, count);
-            // SAFETY: the header is valid, its buffers are guest memory.
-            unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) }
+        self.transfer(self.len, |buffers| {
+            let socket = socket.as_raw_fd();
+            let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+            if let [one] = buffers {
+                // SAFETY: the buffer is guest memory, alive while `self` is borrowed.
+                return unsafe { libc::send(socket, one.iov_base, one.iov_len, flags) };
+            }
+            let message = message(buffers);
+            // SAFETY: the header is valid, its buffers are as above.
+            unsafe { libc::sendmsg(socket, &raw const message, flags) }
         })
     }
 
     /// Runs a system call on the first `count` bytes and uses up what it took.
-    fn transfer(&mut self, count: usize, call: impl Fn(*const iovec, c_int) -> isize) -> io::Result<usize> {
+    fn transfer(&mut self, count: usize, call: impl Fn(&[iovec]) -> isize) -> io::Result<usize> {
         let mut wanted = count.min(self.len);
         if wanted == 0 {
             return Ok(0);
@@ -323,7 +356,7 @@ impl<'a> GuestBytes<'a> {
             wanted -= buffer.iov_len;
         }
         let result = loop {
-            let done = call(self.buffers.as_ptr(), c_int::try_from(buffers).unwrap_or(c_int::MAX));
+            let done = call(&self.buffers[..buffers]);
             match usize::try_from(done) {
                 Ok(done) => break Ok(done),
                 Err(_) => {
@@ -413,10 +446,15 @@ fn retry_interrupted(error: io::Error) -> io::Result<()> {
     if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) }
 }
 
-fn message(buffers: *const iovec, count: c_int) -> libc::msghdr {
+/// How many buffers, for system calls that take an `int`; never more than [`IOV_MAX`].
+fn int_len(buffers: &[iovec]) -> c_int {
+    c_int::try_from(buffers.len()).unwrap_or(c_int::MAX)
+}
+
+fn message(buffers: &[iovec]) -> libc::msghdr {
     // SAFETY: all bytes zero are a valid, empty message header.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-    message.msg_iov = buffers.cast_mut();
-    message.msg_iovlen = usize::try_from(count).unwrap_or(0);
+    message.msg_iov = buffers.as_ptr().cast_mut();
+    message.msg_iovlen = buffers.len();
     message
 }
