@@ -1,0 +1,72 @@
+//! What the manager needs to know of the host and of the guests it makes.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// How guests are made.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GuestConfig {
+    /// Uncompressed guest kernel.
+    pub kernel: PathBuf,
+    /// Initial RAM file system holding the agent.
+    pub initramfs: PathBuf,
+    /// Appended to the guest kernel's command line.
+    pub cmdline: String,
+    /// Guest memory in MiB.
+    pub memory_mib: u64,
+    /// Virtual CPUs.
+    pub vcpus: u8,
+    /// Size in MiB of the pod's writable disk. The file is sparse: it costs what is written.
+    pub scratch_mib: u64,
+    /// Seconds a guest may take from the start of its VMM to a ready agent.
+    pub boot_seconds: u64,
+    /// Seconds the agent may take for one call, and the guest for its shutdown.
+    pub call_seconds: u64,
+}
+
+impl Default for GuestConfig {
+    fn default() -> Self {
+        Self {
+            kernel: "/usr/lib/nacelle/vmlinux".into(),
+            initramfs: "/usr/lib/nacelle/initramfs.cpio".into(),
+            cmdline: String::new(),
+            memory_mib: 256,
+            vcpus: 1,
+            scratch_mib: 10 * 1024,
+            boot_seconds: 30,
+            call_seconds: 30,
+        }
+    }
+}
+
+/// Everything [`crate::Manager::open`] needs.
+#[derive(Debug, Clone)]
+pub struct ManagerConfig {
+    /// Directory that survives a reboot: records and scratch disks.
+    pub root: PathBuf,
+    /// Directory that need not: sockets and consoles.
+    pub run: PathBuf,
+    /// The `nacelle` program to start as `nacelle vmm`.
+    pub program: PathBuf,
+    /// How guests are made.
+    pub guest: GuestConfig,
+    /// Every deadline is multiplied by this; above 1 on slow (emulated) hosts.
+    pub timeout_scale: f64,
+}
+
+impl ManagerConfig {
+    /// Deadline for a guest to become ready.
+    #[must_use]
+    pub fn boot_deadline(&self) -> Duration {
+        Duration::from_secs(self.guest.boot_seconds).mul_f64(self.timeout_scale)
+    }
+
+    /// Deadline for one call to the agent.
+    #[must_use]
+    pub fn call_deadline(&self) -> Duration {
+        Duration::from_secs(self.guest.call_seconds).mul_f64(self.timeout_scale)
+    }
+}

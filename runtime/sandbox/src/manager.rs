@@ -1,0 +1,449 @@
+//! All pods of the host: finds them by id, keeps names unique, passes operations on.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::future::Future;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nacelle_image::Image;
+use tokio::sync::oneshot;
+
+use crate::clock;
+use crate::container::Container;
+use crate::exec::{self, ExecOutput, random_hex};
+use crate::layout::Layout;
+use crate::model::{ContainerConfig, ContainerState, ContainerStatus, SandboxConfig, SandboxState, SandboxStatus};
+use crate::record::SandboxRecord;
+use crate::sandbox::Sandbox;
+use crate::spec::ImageDefaults;
+use crate::{Error, ManagerConfig, Result, scratch, signal, sweep};
+
+/// The way in. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Manager {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: Arc<ManagerConfig>,
+    layout: Layout,
+    index: Mutex<Index>,
+    // Held for the life of the daemon.
+    _lock: File,
+}
+
+#[derive(Debug, Default)]
+struct Index {
+    sandboxes: BTreeMap<String, Arc<Sandbox>>,
+    /// Container id to sandbox id.
+    containers: BTreeMap<String, String>,
+    /// Reserved name to the id that owns it.
+    names: HashMap<String, String>,
+}
+
+impl Manager {
+    /// Takes the directories over: adopts what runs, removes what nobody owns.
+    ///
+    /// # Errors
+    /// Another daemon owns them, they cannot be used, or a scratch disk cannot be made.
+    pub async fn open(config: ManagerConfig) -> Result<Self> {
+        let layout = Layout::new(&config.root, &config.run)?;
+        for directory in [layout.pods_root(), layout.pods_run()] {
+            std::fs::create_dir_all(&directory).map_err(Error::io("create directory", &directory))?;
+        }
+        let lock = lock(&layout.lock())?;
+        let (templates, mib) = (config.root.join("templates"), config.guest.scratch_mib);
+        tokio::task::spawn_blocking(move || scratch::template(&templates, mib))
+            .await
+            .map_err(|e| Error::Internal(e.to_string()))??;
+        let config = Arc::new(config);
+        let shared = Shared { config: config.clone(), layout: layout.clone(), index: Mutex::default(), _lock: lock };
+        let manager = Self { shared: Arc::new(shared) };
+        for sandbox in sweep::restore(&config, &layout).await? {
+            let mut index = manager.index();
+            let status = sandbox.status();
+            index.names.insert(sandbox_name(&status.config), sandbox.id.clone());
+            for container in sandbox.containers() {
+                let status = container.status();
+                index.names.insert(container_name(&sandbox.id, &status.config), container.id.clone());
+                index.containers.insert(container.id.clone(), sandbox.id.clone());
+            }
+            index.sandboxes.insert(sandbox.id.clone(), sandbox);
+        }
+        Ok(manager)
+    }
+
+    fn index(&self) -> MutexGuard<'_, Index> {
+        self.shared.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a pod and returns its id. If the caller goes away meanwhile, so does the pod.
+    ///
+    /// # Errors
+    /// The name is taken, the guest does not come up.
+    pub async fn run_sandbox(&self, config: SandboxConfig) -> Result<String> {
+        let id = random_hex::<32>()?;
+        let name = sandbox_name(&config);
+        let record = SandboxRecord {
+            id: id.clone(),
+            config,
+            state: SandboxState::Creating,
+            created_at: clock::now(),
+            vmm: None,
+            message: String::new(),
+        };
+        let sandbox = {
+            let mut index = self.index();
+            index.reserve(&name, &id)?;
+            let paths = self.shared.layout.pod(&id);
+            let sandbox = Sandbox::new(self.shared.config.clone(), paths, record);
+            index.sandboxes.insert(id.clone(), sandbox.clone());
+            sandbox
+        };
+        let manager = self.clone();
+        self.to_the_end(
+            async move {
+                let queue = sandbox.queue.clone();
+                let made = queue.run(async move { sandbox.start().await }).await;
+                if made.is_err() {
+                    manager.forget_sandbox(&id);
+                }
+                made.map(|()| id)
+            },
+            |manager, id| async move { manager.remove_sandbox(&id).await },
+        )
+        .await
+    }
+
+    /// Runs `make` to its end whatever becomes of the caller; if nobody is left to take
+    /// what it made, `undo` removes it.
+    async fn to_the_end<M, U, F>(&self, make: M, undo: U) -> Result<String>
+    where
+        M: Future<Output = Result<String>> + Send + 'static,
+        U: FnOnce(Self, String) -> F + Send + 'static,
+        F: Future<Output = Result<()>> + Send + 'static,
+    {
+        let (answer, made) = oneshot::channel();
+        let manager = self.clone();
+        tokio::spawn(async move {
+            if let Err(Ok(id)) = answer.send(make.await) {
+                tracing::info!(id, "caller went away: removing what was made for it");
+                if let Err(error) = undo(manager, id).await {
+                    tracing::error!(%error, "not removed");
+                }
+            }
+        });
+        made.await.map_err(|_| Error::Internal("the operation ended abnormally".into()))?
+    }
+
+    /// Ends a pod's containers and its guest. Idempotent, also for ids that do not exist.
+    ///
+    /// # Errors
+    /// Resources of the pod cannot be given back.
+    pub async fn stop_sandbox(&self, id: &str) -> Result<()> {
+        let Some(sandbox) = self.find_sandbox(id)? else { return Ok(()) };
+        let queue = sandbox.queue.clone();
+        queue.run(async move { sandbox.stop().await }).await
+    }
+
+    /// Removes a pod, stopping it if need be. Idempotent, also for ids that do not exist.
+    ///
+    /// # Errors
+    /// Resources of the pod cannot be given back.
+    pub async fn remove_sandbox(&self, id: &str) -> Result<()> {
+        let Some(sandbox) = self.find_sandbox(id)? else { return Ok(()) };
+        let queue = sandbox.queue.clone();
+        let manager = self.clone();
+        queue
+            .run(async move {
+                sandbox.remove().await?;
+                manager.forget_sandbox(&sandbox.id);
+                Ok(())
+            })
+            .await
+    }
+
+    fn forget_sandbox(&self, id: &str) {
+        let mut index = self.index();
+        index.sandboxes.remove(id);
+        let gone: Vec<_> =
+            index.containers.iter().filter(|(_, owner)| *owner == id).map(|(container, _)| container.clone()).collect();
+        for container in &gone {
+            index.containers.remove(container);
+        }
+        index.names.retain(|_, owner| owner != id && !gone.contains(owner));
+    }
+
+    /// All pods.
+    #[must_use]
+    pub fn sandboxes(&self) -> Vec<SandboxStatus> {
+        let sandboxes: Vec<_> = self.index().sandboxes.values().cloned().collect();
+        sandboxes.iter().map(|s| s.status()).filter(|s| s.state != SandboxState::Creating).collect()
+    }
+
+    /// One pod, by its id or the beginning of it.
+    ///
+    /// # Errors
+    /// There is none, or several fit.
+    pub fn sandbox(&self, id: &str) -> Result<SandboxStatus> {
+        self.require_sandbox(id).map(|sandbox| sandbox.status())
+    }
+
+    /// Makes a container and returns its id. If the caller goes away meanwhile, so does
+    /// the container.
+    ///
+    /// # Errors
+    /// The pod is not ready, the name is taken, the configuration cannot be met.
+    pub async fn create_container(&self, sandbox_id: &str, config: ContainerConfig, image: Image) -> Result<String> {
+        let sandbox = self.require_sandbox(sandbox_id)?;
+        let defaults = defaults(&image);
+        let stop_signal = match (config.stop_signal, defaults.stop_signal.as_str()) {
+            (0, "") => signal::TERM,
+            (0, name) => signal::parse(name)?,
+            (number, _) => number,
+        };
+        let id = random_hex::<32>()?;
+        let name = container_name(&sandbox.id, &config);
+        {
+            let mut index = self.index();
+            index.reserve(&name, &id)?;
+            index.containers.insert(id.clone(), sandbox.id.clone());
+        }
+        let manager = self.clone();
+        self.to_the_end(
+            async move {
+                let queue = sandbox.queue.clone();
+                let new = id.clone();
+                let made = queue
+                    .run(async move { sandbox.create_container(new, config, image, defaults, stop_signal).await })
+                    .await;
+                if made.is_err() {
+                    manager.forget_container(&id);
+                }
+                made.map(|()| id)
+            },
+            |manager, id| async move { manager.remove_container(&id).await },
+        )
+        .await
+    }
+
+    /// Starts a created container.
+    ///
+    /// # Errors
+    /// It is not in that state, or its command cannot be executed.
+    pub async fn start_container(&self, id: &str) -> Result<()> {
+        let (sandbox, container) = self.require_container(id)?;
+        let queue = sandbox.queue.clone();
+        queue.run(async move { sandbox.start_container(&container.id).await }).await
+    }
+
+    /// Asks a container to end, and kills it if it has not after `grace`. Idempotent, also
+    /// for ids that do not exist. If the caller goes away, nothing is killed early.
+    ///
+    /// # Errors
+    /// The guest cannot deliver the signal.
+    pub async fn stop_container(&self, id: &str, grace: Duration) -> Result<()> {
+        let Some((sandbox, container)) = self.find_container(id)? else { return Ok(()) };
+        if container.state() != ContainerState::Running {
+            return Ok(());
+        }
+        if !grace.is_zero() {
+            sandbox.signal(&container.id, container.record().stop_signal, false).await?;
+            if tokio::time::timeout(grace, container.wait_exited()).await.is_ok() {
+                return Ok(());
+            }
+        }
+        sandbox.signal(&container.id, signal::KILL, true).await?;
+        let limit = self.shared.config.call_deadline();
+        tokio::time::timeout(limit, container.wait_exited())
+            .await
+            .map_err(|_| Error::Deadline { action: format!("the end of container {id} after SIGKILL"), limit })
+    }
+
+    /// Removes a container, killing it if it runs. Idempotent, also for ids that do not exist.
+    ///
+    /// # Errors
+    /// The guest does not let go of it.
+    pub async fn remove_container(&self, id: &str) -> Result<()> {
+        let Some((sandbox, container)) = self.find_container(id)? else { return Ok(()) };
+        let queue = sandbox.queue.clone();
+        let manager = self.clone();
+        queue
+            .run(async move {
+                sandbox.remove_container(&container.id).await?;
+                manager.forget_container(&container.id);
+                Ok(())
+            })
+            .await
+    }
+
+    fn forget_container(&self, id: &str) {
+        let mut index = self.index();
+        index.containers.remove(id);
+        index.names.retain(|_, owner| owner != id);
+    }
+
+    /// All containers.
+    #[must_use]
+    pub fn containers(&self) -> Vec<ContainerStatus> {
+        let sandboxes: Vec<_> = self.index().sandboxes.values().cloned().collect();
+        sandboxes
+            .iter()
+            .flat_map(|sandbox| sandbox.containers())
+            .map(|container| container.status())
+            .filter(|status| status.state != ContainerState::Creating)
+            .collect()
+    }
+
+    /// One container, by its id or the beginning of it.
+    ///
+    /// # Errors
+    /// There is none, or several fit.
+    pub fn container(&self, id: &str) -> Result<ContainerStatus> {
+        self.require_container(id).map(|(_, container)| container.status())
+    }
+
+    /// Runs a command in a running container and waits for its end.
+    ///
+    /// # Errors
+    /// The container does not run, the command cannot be executed, or it took longer than
+    /// `limit`; then it is killed.
+    pub async fn exec_sync(&self, id: &str, command: Vec<String>, limit: Option<Duration>) -> Result<ExecOutput> {
+        let (sandbox, container) = self.require_container(id)?;
+        container.expect(ContainerState::Running, "run a command in it")?;
+        if command.is_empty() {
+            return Err(Error::Invalid("the command is empty".into()));
+        }
+        exec::exec_sync(sandbox.agent(), &container.id, exec::new_id()?, command, limit).await
+    }
+
+    /// Waits until a container has ended.
+    ///
+    /// # Errors
+    /// There is no such container.
+    pub async fn wait_container(&self, id: &str) -> Result<()> {
+        let (_, container) = self.require_container(id)?;
+        container.wait_exited().await;
+        Ok(())
+    }
+
+    fn find_sandbox(&self, id: &str) -> Result<Option<Arc<Sandbox>>> {
+        let index = self.index();
+        Ok(resolve(&index.sandboxes, id)?.and_then(|id| index.sandboxes.get(id)).cloned())
+    }
+
+    fn require_sandbox(&self, id: &str) -> Result<Arc<Sandbox>> {
+        self.find_sandbox(id)?
+            .filter(|sandbox| sandbox.state() != SandboxState::Creating)
+            .ok_or_else(|| Error::SandboxNotFound(id.into()))
+    }
+
+    fn find_container(&self, id: &str) -> Result<Option<(Arc<Sandbox>, Arc<Container>)>> {
+        let (sandbox, id) = {
+            let index = self.index();
+            let Some(id) = resolve(&index.containers, id)? else { return Ok(None) };
+            let owner = index.containers.get(id).and_then(|owner| index.sandboxes.get(owner));
+            (owner.cloned(), id.clone())
+        };
+        Ok(sandbox.and_then(|sandbox| sandbox.container(&id).map(|container| (sandbox, container))))
+    }
+
+    fn require_container(&self, id: &str) -> Result<(Arc<Sandbox>, Arc<Container>)> {
+        self.find_container(id)?
+            .filter(|(_, container)| container.state() != ContainerState::Creating)
+            .ok_or_else(|| Error::ContainerNotFound(id.into()))
+    }
+}
+
+impl Index {
+    fn reserve(&mut self, name: &str, id: &str) -> Result<()> {
+        match self.names.get(name) {
+            Some(owner) => Err(Error::NameTaken { name: name.into(), owner: owner.clone() }),
+            None => {
+                self.names.insert(name.into(), id.into());
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The one id that begins with `id`.
+fn resolve<'a, T>(known: &'a BTreeMap<String, T>, id: &str) -> Result<Option<&'a String>> {
+    if id.is_empty() {
+        return Ok(None);
+    }
+    let mut fitting = known.range(id.to_owned()..).map(|(key, _)| key).take_while(|key| key.starts_with(id));
+    match (fitting.next(), fitting.next()) {
+        (Some(exact), Some(_)) if exact == id => Ok(Some(exact)),
+        (Some(_), Some(_)) => Err(Error::AmbiguousId(id.into())),
+        (only, _) => Ok(only),
+    }
+}
+
+fn sandbox_name(config: &SandboxConfig) -> String {
+    format!("{}_{}_{}_{}", config.name, config.namespace, config.uid, config.attempt)
+}
+
+fn container_name(sandbox_id: &str, config: &ContainerConfig) -> String {
+    format!("{}_{sandbox_id}_{}", config.name, config.attempt)
+}
+
+/// What the image says about its process.
+fn defaults(image: &Image) -> ImageDefaults {
+    let Some(config) = image.config.config().as_ref() else { return ImageDefaults::default() };
+    ImageDefaults {
+        entrypoint: config.entrypoint().clone().unwrap_or_default(),
+        cmd: config.cmd().clone().unwrap_or_default(),
+        env: config.env().clone().unwrap_or_default(),
+        working_dir: config.working_dir().clone().unwrap_or_default(),
+        user: config.user().clone().unwrap_or_default(),
+        stop_signal: config.stop_signal().clone().unwrap_or_default(),
+    }
+}
+
+/// Takes the lock that keeps a second daemon out.
+fn lock(path: &Path) -> Result<File> {
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(Error::io("open", path))?;
+    if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+        let holder = std::fs::read_to_string(path).unwrap_or_default();
+        let holder = holder.trim().parse::<u32>().map(|pid| format!(" (process {pid})")).unwrap_or_default();
+        return Err(Error::Locked { path: path.into(), holder });
+    }
+    std::fs::write(path, format!("{}\n", std::process::id())).map_err(Error::io("write", path))?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn truncated_ids_find_the_one_they_fit() {
+        let known: BTreeMap<String, ()> = ["ab12", "ab34", "c"].map(|id| (id.to_owned(), ())).into();
+        assert_eq!(resolve(&known, "ab1").unwrap().unwrap(), "ab12");
+        assert_eq!(resolve(&known, "c").unwrap().unwrap(), "c");
+        assert!(resolve(&known, "x").unwrap().is_none());
+        assert!(resolve(&known, "").unwrap().is_none());
+        assert!(matches!(resolve(&known, "ab"), Err(Error::AmbiguousId(_))));
+    }
+
+    #[test]
+    fn a_second_daemon_is_told_who_holds_the_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("daemon.lock");
+        let first = lock(&path).unwrap();
+        let error = lock(&path).unwrap_err().to_string();
+        assert!(error.contains(&std::process::id().to_string()), "{error}");
+        drop(first);
+        lock(&path).unwrap();
+    }
+}

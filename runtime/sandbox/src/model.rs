@@ -1,0 +1,266 @@
+//! Pods and containers in our own words: what is asked for, and what is.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// A pod as asked for.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SandboxConfig {
+    /// Name of the pod.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its unique id, given by the cluster.
+    pub uid: String,
+    /// Counts the sandboxes made for this pod, from 0.
+    pub attempt: u32,
+    /// Host name inside; empty for the pod's name.
+    pub hostname: String,
+    /// Directory on the host below which container logs are written; may be empty.
+    pub log_directory: String,
+    /// Name resolution.
+    pub dns: Dns,
+    /// Labels, kept and shown.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations, kept and shown.
+    pub annotations: BTreeMap<String, String>,
+    /// Parent cgroup on the host; empty for the daemon's own choice.
+    pub cgroup_parent: String,
+    /// Kernel parameters by dotted name.
+    pub sysctls: BTreeMap<String, String>,
+    /// Name of the runtime handler.
+    pub handler: String,
+    /// How containers of the pod share process ids, by default.
+    pub pid: NamespaceMode,
+}
+
+/// `resolv.conf` of the pod.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Dns {
+    /// Name servers.
+    pub servers: Vec<String>,
+    /// Search domains.
+    pub searches: Vec<String>,
+    /// Options.
+    pub options: Vec<String>,
+}
+
+impl Dns {
+    /// The text of `/etc/resolv.conf`; empty if nothing is set.
+    #[must_use]
+    pub fn resolv_conf(&self) -> String {
+        let mut text = String::new();
+        if !self.searches.is_empty() {
+            text.push_str(&format!("search {}\n", self.searches.join(" ")));
+        }
+        for server in &self.servers {
+            text.push_str(&format!("nameserver {server}\n"));
+        }
+        if !self.options.is_empty() {
+            text.push_str(&format!("options {}\n", self.options.join(" ")));
+        }
+        text
+    }
+}
+
+/// Whose namespace a container uses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NamespaceMode {
+    /// The pod's.
+    Pod,
+    /// Its own.
+    #[default]
+    Container,
+}
+
+/// A container as asked for.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ContainerConfig {
+    /// Name within the pod.
+    pub name: String,
+    /// Counts the containers made under this name, from 0.
+    pub attempt: u32,
+    /// Image as the caller named it.
+    pub image: String,
+    /// Image as the user wrote it in the pod, for display.
+    pub user_specified_image: String,
+    /// Replaces the image's entrypoint when not empty.
+    pub command: Vec<String>,
+    /// Replaces the image's command when not empty.
+    pub args: Vec<String>,
+    /// Replaces the image's working directory when not empty.
+    pub working_dir: String,
+    /// Added to the image's environment.
+    pub env: Vec<(String, String)>,
+    /// Labels, kept and shown.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations, kept and shown.
+    pub annotations: BTreeMap<String, String>,
+    /// Log file, relative to the pod's log directory; empty for none.
+    pub log_path: String,
+    /// Whether standard input stays open for attaching clients.
+    pub stdin: bool,
+    /// Whether standard input is closed after the first client.
+    pub stdin_once: bool,
+    /// Whether the process has a terminal.
+    pub tty: bool,
+    /// Limits.
+    pub resources: Resources,
+    /// What the process may do.
+    pub security: Security,
+    /// Signal that asks the process to end, instead of the image's; 0 for none.
+    pub stop_signal: u32,
+}
+
+/// Limits of a container. Zero means not set.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Resources {
+    /// CFS period in microseconds.
+    pub cpu_period: i64,
+    /// CFS quota in microseconds.
+    pub cpu_quota: i64,
+    /// Relative weight, as cgroup v1 shares.
+    pub cpu_shares: i64,
+    /// Memory in bytes.
+    pub memory_limit: i64,
+    /// Memory and swap together, in bytes.
+    pub memory_swap_limit: i64,
+    /// Adjustment of the out-of-memory score.
+    pub oom_score_adj: i64,
+    /// CPUs, as a list.
+    pub cpuset_cpus: String,
+    /// Memory nodes, as a list.
+    pub cpuset_mems: String,
+    /// Limits on huge pages: page size as in "2MB", bytes.
+    pub hugepages: Vec<(String, u64)>,
+    /// cgroup v2 files to write.
+    pub unified: BTreeMap<String, String>,
+}
+
+/// Whom the process runs as.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct User {
+    /// Numeric user.
+    pub uid: Option<u32>,
+    /// Numeric group; only with a user.
+    pub gid: Option<u32>,
+    /// User by name.
+    pub name: String,
+    /// Further groups.
+    pub supplementary: Vec<u32>,
+}
+
+/// Capabilities by name without `CAP_`, added to and dropped from the default set.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// Added; `ALL` for all.
+    pub add: Vec<String>,
+    /// Dropped; `ALL` for all.
+    pub drop: Vec<String>,
+    /// Kept over an exec by an ordinary user.
+    pub ambient: Vec<String>,
+}
+
+/// What the process may do.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Security {
+    /// Everything the guest has, nothing the host has.
+    pub privileged: bool,
+    /// Capabilities.
+    pub capabilities: Capabilities,
+    /// Whom to run as.
+    pub user: User,
+    /// Root file system without an upper layer.
+    pub readonly_rootfs: bool,
+    /// Whether setuid programs and the like gain nothing.
+    pub no_new_privileges: bool,
+    /// Paths that read as empty; `None` for the default list.
+    pub masked_paths: Option<Vec<String>>,
+    /// Paths that are read-only; `None` for the default list.
+    pub readonly_paths: Option<Vec<String>>,
+    /// Whether no system call is filtered.
+    pub seccomp_unconfined: bool,
+    /// Whose process ids it sees.
+    pub pid: NamespaceMode,
+}
+
+/// State of a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SandboxState {
+    /// Being made; not shown to anybody.
+    Creating,
+    /// The guest runs and its agent answers.
+    Ready,
+    /// The guest has ended.
+    NotReady,
+}
+
+/// A sandbox as it is.
+#[derive(Debug, Clone)]
+pub struct SandboxStatus {
+    /// Its id: 64 hexadecimal digits.
+    pub id: String,
+    /// As asked for.
+    pub config: SandboxConfig,
+    /// Where it is in its life.
+    pub state: SandboxState,
+    /// Nanoseconds since the Unix epoch.
+    pub created_at: i64,
+    /// Process id of its VMM on the host, while it runs.
+    pub vmm_pid: Option<u32>,
+    /// Why it ended by itself, in words; empty otherwise.
+    pub message: String,
+}
+
+/// State of a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ContainerState {
+    /// Being made; not shown to anybody.
+    Creating,
+    /// Made, its process not started.
+    Created,
+    /// Its process runs.
+    Running,
+    /// Its process has ended, its output is complete.
+    Exited,
+}
+
+/// How a container ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitInfo {
+    /// Exit code, 0 to 255.
+    pub code: i32,
+    /// One word: `Completed`, `Error`, `OOMKilled`, `StartError`, `SandboxDied`.
+    pub reason: String,
+    /// More words, may be empty.
+    pub message: String,
+    /// Nanoseconds since the Unix epoch.
+    pub finished_at: i64,
+}
+
+/// A container as it is.
+#[derive(Debug, Clone)]
+pub struct ContainerStatus {
+    /// Its id: 64 hexadecimal digits.
+    pub id: String,
+    /// The sandbox it belongs to.
+    pub sandbox_id: String,
+    /// As asked for.
+    pub config: ContainerConfig,
+    /// Id of its image.
+    pub image_id: String,
+    /// Where it is in its life.
+    pub state: ContainerState,
+    /// Nanoseconds since the Unix epoch.
+    pub created_at: i64,
+    /// Nanoseconds since the Unix epoch; 0 before the start.
+    pub started_at: i64,
+    /// Set once it has ended.
+    pub exit: Option<ExitInfo>,
+    /// Absolute path of its log; empty for none.
+    pub log_path: String,
+}

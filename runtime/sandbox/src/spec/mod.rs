@@ -1,0 +1,114 @@
+//! The OCI runtime specification of a container, made from what was asked for and from
+//! the image's own configuration.
+//!
+//! The agent fills in what only the guest knows: the root's path, the numeric user where
+//! a name was given, and the mounts of `resolv.conf`, `hosts` and `hostname`.
+//!
+//! Namespaces: the mount and cgroup namespaces are always the container's own; network,
+//! IPC and UTS are the guest's, which is the pod; process ids are the container's own or,
+//! for [`NamespaceMode::Pod`], the guest's.
+
+mod capabilities;
+mod mounts;
+mod process;
+mod resources;
+mod seccomp;
+
+use oci_spec::runtime::{LinuxBuilder, LinuxNamespaceBuilder, LinuxNamespaceType, RootBuilder, Spec, SpecBuilder};
+
+pub use process::{ImageDefaults, user};
+
+use crate::model::{ContainerConfig, NamespaceMode};
+use crate::{Error, Result};
+
+/// Paths hidden from an ordinary container.
+const MASKED: &[&str] = &[
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+/// Paths an ordinary container cannot write.
+const READONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// Builds the specification. `cgroup` is the container's cgroup in the guest.
+pub fn build(config: &ContainerConfig, image: &ImageDefaults, hostname: &str, cgroup: &str) -> Result<Spec> {
+    let security = &config.security;
+    let mut namespaces = vec![LinuxNamespaceType::Mount, LinuxNamespaceType::Cgroup];
+    if security.pid == NamespaceMode::Container {
+        namespaces.push(LinuxNamespaceType::Pid);
+    }
+    let namespaces = namespaces
+        .into_iter()
+        .map(|kind| LinuxNamespaceBuilder::default().typ(kind).build().map_err(internal))
+        .collect::<Result<Vec<_>>>()?;
+    let paths = |asked: &Option<Vec<String>>, default: &[&str]| match asked {
+        _ if security.privileged => Vec::new(),
+        Some(paths) => paths.clone(),
+        None => default.iter().map(ToString::to_string).collect(),
+    };
+    let mut linux = LinuxBuilder::default()
+        .namespaces(namespaces)
+        .cgroups_path(cgroup)
+        .resources(resources::build(&config.resources, security.privileged)?)
+        .masked_paths(paths(&security.masked_paths, MASKED))
+        .readonly_paths(paths(&security.readonly_paths, READONLY));
+    if !security.seccomp_unconfined && !security.privileged {
+        linux = linux.seccomp(seccomp::runtime_default().map_err(internal)?);
+    }
+    let mut spec = SpecBuilder::default()
+        .version("1.0.2")
+        .root(RootBuilder::default().path("rootfs").readonly(security.readonly_rootfs).build().map_err(internal)?)
+        .process(process::build(config, image, hostname)?)
+        .mounts(mounts::build(security.privileged).map_err(internal)?)
+        .linux(linux.build().map_err(internal)?)
+        .build()
+        .map_err(internal)?;
+    // The host name belongs to the pod, whose UTS namespace the container shares.
+    spec.set_hostname(None);
+    Ok(spec)
+}
+
+fn internal(error: oci_spec::OciSpecError) -> Error {
+    Error::Internal(format!("OCI specification: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Security;
+
+    fn image() -> ImageDefaults {
+        ImageDefaults { entrypoint: vec!["/bin/app".into()], ..ImageDefaults::default() }
+    }
+
+    #[test]
+    fn an_ordinary_container_is_confined_and_a_privileged_one_is_not() {
+        let plain = build(&ContainerConfig::default(), &image(), "web", "/c/x").unwrap();
+        let linux = plain.linux().as_ref().unwrap();
+        assert!(linux.seccomp().is_some());
+        assert!(linux.masked_paths().as_ref().unwrap().contains(&"/proc/kcore".to_owned()));
+        let security = Security { privileged: true, ..Security::default() };
+        let config = ContainerConfig { security, ..ContainerConfig::default() };
+        let privileged = build(&config, &image(), "web", "/c/x").unwrap();
+        let linux = privileged.linux().as_ref().unwrap();
+        assert!(linux.seccomp().is_none());
+        assert!(linux.masked_paths().as_ref().unwrap().is_empty());
+    }
+
+    #[test]
+    fn network_ipc_and_uts_are_the_pods() {
+        let spec = build(&ContainerConfig::default(), &image(), "web", "/c/x").unwrap();
+        let namespaces = spec.linux().as_ref().unwrap().namespaces().as_ref().unwrap();
+        let kinds: Vec<_> = namespaces.iter().map(oci_spec::runtime::LinuxNamespace::typ).collect();
+        assert_eq!(kinds, [LinuxNamespaceType::Mount, LinuxNamespaceType::Cgroup, LinuxNamespaceType::Pid]);
+    }
+}

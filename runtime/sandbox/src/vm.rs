@@ -1,0 +1,244 @@
+//! One guest from outside: start its VMM, wait until its agent is ready, see it end.
+//!
+//! The VMM is a process of its own that outlives the daemon. It is held by a pidfd, so
+//! that a number reused by another process is never mistaken for it, and watched by a
+//! task that publishes its end.
+
+use std::fs::{self, File};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nacelle_vmm::config::MachineConfig;
+use nacelle_vmm::control::{Client, Request, Response};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+
+use crate::cgroup::Cgroup;
+use crate::layout::PodPaths;
+use crate::record::ProcessId;
+use crate::{Error, ManagerConfig, Result};
+
+/// Lines of the guest's console that go into an error message.
+const CONSOLE_LINES: usize = 15;
+
+/// A running (or ended) VMM.
+#[derive(Debug)]
+pub struct Vm {
+    id: String,
+    process: ProcessId,
+    pidfd: Arc<OwnedFd>,
+    paths: PodPaths,
+    call_deadline: Duration,
+    exit: watch::Receiver<Option<String>>,
+}
+
+impl Vm {
+    /// Starts the VMM process in the pod's cgroup; [`Vm::ready`] waits for the guest.
+    pub fn spawn(config: &ManagerConfig, id: &str, paths: &PodPaths, cgroup: Option<&Cgroup>) -> Result<Self> {
+        let machine = MachineConfig {
+            id: id.into(),
+            kernel: config.guest.kernel.clone(),
+            initramfs: config.guest.initramfs.clone(),
+            cmdline: config.guest.cmdline.clone(),
+            memory_mib: config.guest.memory_mib,
+            vcpus: config.guest.vcpus,
+            vsock: paths.vsock(),
+            control: paths.control(),
+            console: paths.console(),
+        };
+        let text = serde_json::to_vec(&machine).map_err(|e| Error::Internal(e.to_string()))?;
+        fs::write(paths.vmm_config(), text).map_err(Error::io("write", paths.vmm_config()))?;
+        let log = File::create(paths.vmm_log()).map_err(Error::io("create", paths.vmm_log()))?;
+        // A process group of its own: an interrupt typed at the daemon's terminal is not
+        // for the pods.
+        let child = std::os::unix::process::CommandExt::process_group(
+            Command::new(&config.program)
+                .arg("vmm")
+                .arg("--config")
+                .arg(paths.vmm_config())
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::from(log))
+                .current_dir("/"),
+            0,
+        )
+        .spawn()
+        .map_err(Error::io("start", &config.program))?;
+        let pid = child.id();
+        if let Some(cgroup) = cgroup {
+            // The process is ours and unreaped: its number cannot have been reused.
+            if let Err(error) = cgroup.add(pid) {
+                let mut child = child;
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(error);
+            }
+        }
+        let start_time = start_time(pid).ok_or_else(|| Error::Internal(format!("process {pid} has no stat")))?;
+        Self::attach(config, id, paths, ProcessId { pid, start_time })
+            .ok_or_else(|| Error::Internal(format!("process {pid} cannot be held")))
+    }
+
+    /// Takes hold of the VMM of an earlier daemon, if it still runs.
+    pub fn attach(config: &ManagerConfig, id: &str, paths: &PodPaths, process: ProcessId) -> Option<Self> {
+        let pid = Pid::from_raw(i32::try_from(process.pid).ok()?)?;
+        let pidfd = Arc::new(rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK).ok()?);
+        // Only now is the number pinned: is it still the process of the record?
+        if start_time(process.pid)? != process.start_time {
+            return None;
+        }
+        let (ended, exit) = watch::channel(None);
+        // SAFETY: the descriptor stays open and the same for as long as it is registered: the
+        // AsyncFd holds a share of its only owner, which nobody can take it out of.
+        let watched = unsafe { AsyncFd::register(pidfd.clone()) }.ok()?;
+        let log = paths.vmm_log();
+        tokio::spawn(async move {
+            let _ = watched.readable().await;
+            let _ = ended.send(Some(exit_reason(watched.get_ref().as_fd(), &log)));
+        });
+        Some(Self { id: id.into(), process, pidfd, paths: paths.clone(), call_deadline: config.call_deadline(), exit })
+    }
+
+    /// The VMM's process.
+    pub fn process(&self) -> ProcessId {
+        self.process
+    }
+
+    /// Becomes `Some(reason)` when the VMM has ended.
+    pub fn exit(&self) -> watch::Receiver<Option<String>> {
+        self.exit.clone()
+    }
+
+    /// Waits for the end of the VMM and returns why it ended, in words.
+    pub async fn wait_exit(&self) -> String {
+        let mut exit = self.exit.clone();
+        match exit.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            Err(_) => "its end was not observed".into(),
+        }
+    }
+
+    /// Waits on `listener` (bound before the start) for the agent's ready line.
+    pub async fn ready(&self, listener: UnixListener, deadline: Duration) -> Result<()> {
+        let failed = |reason: String| Error::Boot { id: self.id.clone(), reason, console: self.console() };
+        let line = async {
+            let (mut stream, _) = listener.accept().await?;
+            let mut line = [0; 64];
+            let mut length = 0;
+            while let Some(rest) = line.get_mut(length..) {
+                let got = stream.read(rest).await?;
+                length += got;
+                if got == 0 || rest.is_empty() || line.get(..length).is_some_and(|l| l.contains(&b'\n')) {
+                    break;
+                }
+            }
+            let _ = stream.shutdown().await;
+            std::io::Result::Ok(String::from_utf8_lossy(line.get(..length).unwrap_or_default()).into_owned())
+        };
+        tokio::select! {
+            line = line => match line {
+                Ok(line) if line.starts_with("ready ") => Ok(()),
+                Ok(line) => Err(failed(format!("the agent said {line:?} instead of being ready"))),
+                Err(error) => Err(failed(format!("waiting for the agent: {error}"))),
+            },
+            reason = self.wait_exit() => Err(failed(reason)),
+            () = tokio::time::sleep(deadline) => Err(failed(format!(
+                "the agent was not ready within {deadline:?}; if the host is slow, raise guest.boot_seconds or timeout_scale"
+            ))),
+        }
+    }
+
+    /// The last lines of the guest's console as the tail of an error message.
+    pub fn console(&self) -> String {
+        let lines = nacelle_vmm::console::tail(&self.paths.console(), CONSOLE_LINES).unwrap_or_default();
+        if lines.is_empty() {
+            return String::new();
+        }
+        lines.iter().fold("; last lines of its console:".to_owned(), |text, line| text + "\n  " + line)
+    }
+
+    /// Puts a disk on the guest's bus and returns its slot.
+    pub async fn add_disk(&self, read_only: bool, files: Vec<File>) -> Result<u8> {
+        match self.call("add a disk", Request::AddDisk { read_only }, files).await? {
+            Response::Device { slot } => Ok(slot),
+            other => Err(Error::Internal(format!("the VMM answered {other:?} to add a disk"))),
+        }
+    }
+
+    /// Takes a device off the guest's bus.
+    pub async fn remove_device(&self, slot: u8) -> Result<()> {
+        self.call("remove a device", Request::RemoveDevice { slot }, Vec::new()).await.map(drop)
+    }
+
+    async fn call(&self, action: &'static str, request: Request, files: Vec<File>) -> Result<Response> {
+        let path = self.paths.control();
+        let limit = self.call_deadline;
+        let failed = move |source| Error::Vmm { action: action.to_owned(), source };
+        tokio::task::spawn_blocking(move || {
+            let mut client = Client::connect(&path, Instant::now() + limit).map_err(failed)?;
+            let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+            client.call(&request, &files, limit).map_err(failed)
+        })
+        .await
+        .map_err(|e| Error::Internal(e.to_string()))?
+    }
+
+    /// Ends the VMM with SIGKILL and waits until it is gone.
+    pub async fn kill(&self) {
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+        self.wait_exit().await;
+    }
+
+    /// Waits for the end of the guest for as long as `limit`, then kills.
+    pub async fn wait_or_kill(&self, limit: Duration) {
+        let begun = Instant::now();
+        if tokio::time::timeout(limit, self.wait_exit()).await.is_err() {
+            tracing::warn!(sandbox = %self.id, waited = ?begun.elapsed(), "guest did not power off: killing its VMM");
+            self.kill().await;
+        }
+    }
+}
+
+/// Why the process behind the pidfd ended; reaps it if it is our child.
+fn exit_reason(pidfd: std::os::fd::BorrowedFd<'_>, log: &Path) -> String {
+    let status = rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED).ok().flatten();
+    let words = match &status {
+        Some(status) => match (status.exit_status(), status.terminating_signal()) {
+            (Some(0), _) => "the guest powered off".to_owned(),
+            (Some(code), _) => format!("the VMM ended with exit code {code}"),
+            (_, Some(signal)) => format!("the VMM was killed by signal {signal}"),
+            _ => "the VMM ended".to_owned(),
+        },
+        None => "the VMM ended".to_owned(),
+    };
+    let said = fs::read(log).unwrap_or_default();
+    let said = String::from_utf8_lossy(said.get(said.len().saturating_sub(2048)..).unwrap_or_default());
+    let said: Vec<_> = said.lines().rev().take(3).map(str::trim).filter(|line| !line.is_empty()).collect();
+    if said.is_empty() { words } else { format!("{words}: {}", said.into_iter().rev().collect::<Vec<_>>().join("; ")) }
+}
+
+/// Field 22 of /proc/PID/stat.
+pub fn start_time(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command name may contain anything, so count from its closing parenthesis.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_start_time_is_stable() {
+        let first = start_time(std::process::id()).unwrap();
+        assert!(first > 0);
+        assert_eq!(start_time(std::process::id()), Some(first));
+        assert_eq!(start_time(u32::MAX), None);
+    }
+}

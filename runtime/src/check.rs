@@ -1,0 +1,166 @@
+//! `nacelle check`: whether this host can run guests, in words, and what to do.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use kvm_ioctls::Kvm;
+use nacelle_sandbox::GuestConfig;
+
+use crate::config::Config;
+
+/// The KVM API that has been the only one since 2007.
+const KVM_API: i32 = 12;
+
+/// One finding.
+struct Finding {
+    what: &'static str,
+    result: Result<String, String>,
+    /// Whether guests cannot run without it.
+    required: bool,
+}
+
+/// What stands behind /dev/kvm.
+#[derive(Debug, PartialEq, Eq)]
+enum Virtualisation {
+    /// The processor's own.
+    Hardware(&'static str),
+    /// Emulated in software: guests would die in it.
+    Software,
+}
+
+/// Prints what was found; fails if guests cannot run.
+pub fn main(config: &Config) -> ExitCode {
+    let findings = [
+        Finding { what: "virtualisation", result: virtualisation(), required: true },
+        Finding { what: "guest kernel", result: readable(&config.guest.kernel, "guest.kernel"), required: true },
+        Finding {
+            what: "guest initramfs",
+            result: readable(&config.guest.initramfs, "guest.initramfs"),
+            required: true,
+        },
+        Finding { what: "mkfs.ext4", result: mkfs(), required: true },
+        Finding { what: "cgroup v2", result: cgroup(), required: false },
+    ];
+    let mut ready = true;
+    for finding in findings {
+        match finding.result {
+            Ok(words) => println!("ok       {:<16} {words}", finding.what),
+            Err(words) if finding.required => {
+                ready = false;
+                println!("MISSING  {:<16} {words}", finding.what);
+            }
+            Err(words) => println!("warning  {:<16} {words}", finding.what),
+        }
+    }
+    if ready {
+        println!("This host can run guests.");
+        ExitCode::SUCCESS
+    } else {
+        println!("This host cannot run guests: see MISSING above.");
+        ExitCode::FAILURE
+    }
+}
+
+/// The short form for the CRI's Status: why guests cannot run, or that they can.
+pub fn guests_can_run(guest: &GuestConfig) -> Result<(), String> {
+    virtualisation()?;
+    readable(&guest.kernel, "guest.kernel")?;
+    readable(&guest.initramfs, "guest.initramfs")?;
+    Ok(())
+}
+
+fn virtualisation() -> Result<String, String> {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let kvm = match Kvm::new() {
+        Ok(kvm) => kvm,
+        Err(error) => return Err(no_kvm(&cpuinfo, &std::io::Error::from(error))),
+    };
+    let version = kvm.get_api_version();
+    if version != KVM_API {
+        return Err(format!("/dev/kvm speaks API {version}, not {KVM_API}: update the host's kernel"));
+    }
+    if let Err(error) = kvm.create_vm() {
+        return Err(format!("/dev/kvm refuses to make a virtual machine ({error}): see the host's kernel log"));
+    }
+    match classify(&cpuinfo) {
+        Virtualisation::Hardware(name) => Ok(format!("/dev/kvm on {name}")),
+        Virtualisation::Software => {
+            Err("/dev/kvm is there, but the processor shows neither vmx nor svm: it is emulated in software and a \
+             guest's kernel dies in it. Use a bare-metal host, or enable nested virtualisation for this machine"
+                .into())
+        }
+    }
+}
+
+fn no_kvm(cpuinfo: &str, error: &std::io::Error) -> String {
+    let remedy = match (error.kind(), classify(cpuinfo)) {
+        (std::io::ErrorKind::PermissionDenied, _) => "run as root, or as a member of the group kvm",
+        (_, Virtualisation::Hardware(_)) => "load the module kvm_intel or kvm_amd",
+        (_, Virtualisation::Software) => {
+            "enable virtualisation in the firmware, or nested virtualisation if this is a virtual machine"
+        }
+    };
+    format!("/dev/kvm cannot be used ({error}): {remedy}")
+}
+
+fn classify(cpuinfo: &str) -> Virtualisation {
+    let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    let has = |flag: &str| flags.split_whitespace().any(|word| word == flag);
+    if has("vmx") {
+        Virtualisation::Hardware("Intel VT-x")
+    } else if has("svm") {
+        Virtualisation::Hardware("AMD-V")
+    } else {
+        Virtualisation::Software
+    }
+}
+
+fn readable(path: &Path, key: &str) -> Result<String, String> {
+    match std::fs::File::open(path).and_then(|file| file.metadata()) {
+        Ok(metadata) if metadata.is_file() && metadata.len() > 0 => {
+            Ok(format!("{} ({} KiB)", path.display(), metadata.len() >> 10))
+        }
+        Ok(_) => Err(format!("{} is empty or no file: build the guest image, or set {key}", path.display())),
+        Err(error) => Err(format!("{} ({error}): build the guest image, or set {key}", path.display())),
+    }
+}
+
+fn mkfs() -> Result<String, String> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .map(|directory| directory.join("mkfs.ext4"))
+        .find(|program| program.exists())
+        .map(|program| program.display().to_string())
+        .ok_or_else(|| "not found in PATH: install the package e2fsprogs".into())
+}
+
+fn cgroup() -> Result<String, String> {
+    if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        Ok("/sys/fs/cgroup".into())
+    } else {
+        Err("no cgroup v2 at /sys/fs/cgroup: pods run without limits from outside; boot with \
+             systemd.unified_cgroup_hierarchy=1"
+            .into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hardware_virtualisation_is_told_from_software() {
+        assert_eq!(classify("flags\t\t: fpu vmx sse"), Virtualisation::Hardware("Intel VT-x"));
+        assert_eq!(classify("flags\t\t: fpu svm"), Virtualisation::Hardware("AMD-V"));
+        assert_eq!(classify("flags\t\t: fpu vmxoff svm_lock\nvmx flags : ept"), Virtualisation::Software);
+    }
+
+    #[test]
+    fn a_missing_kvm_names_a_remedy_that_fits() {
+        let denied = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+        let absent = std::io::Error::from(std::io::ErrorKind::NotFound);
+        assert!(no_kvm("flags : svm", &denied).contains("group kvm"));
+        assert!(no_kvm("flags : svm", &absent).contains("kvm_amd"));
+        assert!(no_kvm("flags : fpu", &absent).contains("firmware"));
+    }
+}

@@ -1,0 +1,115 @@
+//! `nacelle daemon`: serves the CRI until it is told to end. Pods outlive it.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use nacelle_cri::{Handler, Health, Images, Runtime};
+use nacelle_image::ImageStore;
+use nacelle_proto::runtime::v1::image_service_server::ImageServiceServer;
+use nacelle_proto::runtime::v1::runtime_service_server::RuntimeServiceServer;
+use nacelle_sandbox::Manager;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::wrappers::UnixListenerStream;
+
+use crate::check;
+use crate::config::Config;
+use crate::logging;
+
+/// Largest message accepted, in bytes.
+const MESSAGE_LIMIT: usize = 16 << 20;
+/// How long calls under way may take to end once the daemon is told to.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Serves until SIGTERM or SIGINT.
+pub fn main(config: Config) -> anyhow::Result<ExitCode> {
+    logging::start(&config.log)?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the async runtime")?;
+    runtime.block_on(serve(config))?;
+    // Calls that did not end in time must not keep the process.
+    runtime.shutdown_background();
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    refuse_second(&config.socket).await?;
+    let program = std::env::current_exe().context("find this program")?;
+    let store = ImageStore::open(&config.root.join("images"))?;
+    let manager = Manager::open(config.manager(program)).await?;
+    let listener = listen(&config.socket)?;
+    let handlers = config.handlers.iter().map(|name| Handler { name: name.clone() }).collect();
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    let runtime = Runtime::new(manager, store.clone(), handlers, version.clone(), health(&config));
+    tracing::info!(socket = %config.socket.display(), version, "ready");
+    let server = tonic::transport::Server::builder()
+        .add_service(RuntimeServiceServer::new(runtime).max_decoding_message_size(MESSAGE_LIMIT))
+        .add_service(ImageServiceServer::new(Images::new(store)).max_decoding_message_size(MESSAGE_LIMIT));
+    let (farewell, begun) = tokio::sync::oneshot::channel();
+    let stop = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("ending; pods go on");
+        let _ = farewell.send(());
+    };
+    let serve = server.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop);
+    tokio::select! {
+        result = serve => result.context("serve the CRI")?,
+        () = async { let _ = begun.await; tokio::time::sleep(FAREWELL).await } => {
+            tracing::warn!("calls under way did not end within {FAREWELL:?}");
+        }
+    }
+    let _ = std::fs::remove_file(&config.socket);
+    Ok(())
+}
+
+/// Whether guests can run on this host, looked at anew for every Status.
+fn health(config: &Config) -> Health {
+    let guest = config.guest.clone();
+    Arc::new(move || {
+        let guest = guest.clone();
+        Box::pin(async move {
+            tokio::task::spawn_blocking(move || check::guests_can_run(&guest)).await.map_err(|e| e.to_string())?
+        })
+    })
+}
+
+/// Fails if somebody listens on the socket.
+async fn refuse_second(socket: &Path) -> anyhow::Result<()> {
+    if UnixStream::connect(socket).await.is_ok() {
+        bail!("{} is in use by another process: stop it or configure another socket", socket.display());
+    }
+    Ok(())
+}
+
+/// Listens on the socket in place of one that nobody listens on any more. Only root may
+/// connect: whoever can, owns the host.
+fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
+    if let Some(directory) = socket.parent() {
+        std::fs::create_dir_all(directory).with_context(|| format!("create directory {}", directory.display()))?;
+    }
+    match std::fs::symlink_metadata(socket) {
+        Ok(metadata) if !std::os::unix::fs::FileTypeExt::is_socket(&metadata.file_type()) => {
+            bail!("{} is there and is no socket: remove it or configure another socket", socket.display());
+        }
+        Ok(_) => std::fs::remove_file(socket).with_context(|| format!("remove stale {}", socket.display()))?,
+        Err(_) => {}
+    }
+    // Bound under another name first, so that nobody can connect before the mode is set.
+    let mut private: PathBuf = socket.into();
+    private.set_extension("new");
+    let _ = std::fs::remove_file(&private);
+    let listener = UnixListener::bind(&private).with_context(|| format!("listen on {}", socket.display()))?;
+    std::fs::set_permissions(&private, std::fs::Permissions::from_mode(0o600))
+        .and_then(|()| std::fs::rename(&private, socket))
+        .with_context(|| format!("listen on {}", socket.display()))?;
+    Ok(listener)
+}
