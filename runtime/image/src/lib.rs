@@ -1,0 +1,160 @@
+//! Container images on the host: pulled from registries, kept in a store, given to guests as disks.
+//!
+//! ```text
+//! reference ─> registry ─> manifest, configuration            (registry, manifest)
+//!                  └─ layers ─> verified, decompressed, read  (layer, tar)
+//!                                 ├─> content ─> layer.erofs  (erofs)
+//!                                 └─> tree ──┐                (tree)
+//! store <── image, references <── rootfs.erofs <── merged trees of all layers
+//! ```
+//!
+//! What comes from a registry is hostile. It is bounded ([`Limits`]), checked against its digests, and never becomes
+//! a file, a name or a path on the host: a layer's archive goes straight into one EROFS image. Layers are merged by
+//! metadata alone, so each lies on the disk once, whatever images use it, and a guest gets one read-only disk however
+//! many layers an image has: the concatenation of [`Image::rootfs_files`].
+//!
+//! [`ImageStore`] is the handle; clones share the store. Its asynchronous methods need a tokio runtime, may be dropped
+//! at any time, and hold no lock across an await. The others look things up in memory.
+
+mod digest;
+mod erofs;
+mod error;
+mod flight;
+mod image;
+mod layer;
+mod limits;
+mod manifest;
+mod progress;
+mod pull;
+mod reference;
+mod registry;
+mod store;
+mod tar;
+mod tree;
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
+pub use digest::{Digest, InvalidDigest};
+pub use error::{Error, ErrorKind, Result};
+pub use image::Image;
+pub use limits::Limits;
+pub use progress::{LayerState, Progress};
+pub use reference::{Reference, Target};
+pub use registry::{Credentials, Endpoint, default_endpoints};
+pub use store::Usage;
+
+use flight::Flights;
+use pull::{PARALLEL_LAYERS, Puller, blocking};
+use store::Store;
+
+/// Finds the servers of a registry: from the host in a reference to the endpoints to try, in order.
+pub type Endpoints = Arc<dyn Fn(&str) -> Vec<Endpoint> + Send + Sync>;
+
+/// How a store is opened.
+#[derive(Clone)]
+pub struct Options {
+    /// Bounds of what is pulled.
+    pub limits: Limits,
+    /// Where registries are.
+    pub endpoints: Endpoints,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { limits: Limits::default(), endpoints: Arc::new(default_endpoints) }
+    }
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+/// The images of this host. Cheap to clone; the store is closed with the last clone and the last pull.
+#[derive(Debug, Clone)]
+pub struct ImageStore {
+    puller: Puller,
+    options: Options,
+}
+
+impl ImageStore {
+    /// Opens the store in the directory `root`, which is made if need be, with the default [`Options`].
+    ///
+    /// Removes what an interrupted run left behind. Takes the time of a few file operations per image.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] if another process has it, [`Error::Store`] if the directory cannot be used.
+    pub fn open(root: &Path) -> Result<Self> {
+        Self::open_with(root, Options::default())
+    }
+
+    /// As [`ImageStore::open`], with these options.
+    ///
+    /// # Errors
+    /// As [`ImageStore::open`].
+    pub fn open_with(root: &Path, options: Options) -> Result<Self> {
+        let puller = Puller {
+            store: Arc::new(Store::open(root)?),
+            limits: options.limits,
+            slots: Arc::new(Semaphore::new(PARALLEL_LAYERS)),
+            flights: Flights::default(),
+        };
+        Ok(Self { puller, options })
+    }
+
+    /// Pulls an image, or makes sure that the one in the store is what the registry means now.
+    ///
+    /// `progress` is called from this future, and should be quick. When the future is dropped, what nobody else waits
+    /// for is given up; layers that were complete are found by the next pull.
+    ///
+    /// # Errors
+    /// See [`ErrorKind`]; passing failures of the network were retried already.
+    pub async fn pull(
+        &self,
+        reference: &str,
+        credentials: Option<Credentials>,
+        progress: impl Fn(Progress) + Send + Sync,
+    ) -> Result<Image> {
+        let reference: Reference = reference.parse()?;
+        let endpoints = (self.options.endpoints)(reference.host());
+        self.puller.pull(&reference, &endpoints, credentials, &progress).await
+    }
+
+    /// All images, by id.
+    #[must_use]
+    pub fn list(&self) -> Vec<Image> {
+        self.puller.store.images()
+    }
+
+    /// The image that `name` means: a tag or a digest in any spelling (`busybox`, `docker.io/library/busybox:latest`),
+    /// an id with or without `sha256:`, or the start of exactly one id.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<Image> {
+        self.puller.store.image(&self.puller.store.find(name)?)
+    }
+
+    /// Removes the image that `name` means (as in [`ImageStore::get`]) with all its tags and digests, and the layers
+    /// that no other image has. It is no error if there is none.
+    ///
+    /// An image in use may be removed: its files are unlinked, and whoever has them open keeps them.
+    ///
+    /// # Errors
+    /// [`Error::Store`] if a file cannot be removed; what is left is removed when the store is next opened.
+    pub async fn remove(&self, name: &str) -> Result<()> {
+        let (store, owned) = (self.puller.store.clone(), name.to_owned());
+        blocking(name.to_owned(), move || store.remove(&owned).map(|_| ())).await
+    }
+
+    /// Bytes and inodes that the store takes. Looks at every file: a few per image and layer.
+    ///
+    /// # Errors
+    /// [`Error::Store`] if a file cannot be looked at.
+    pub fn usage(&self) -> Result<Usage> {
+        self.puller.store.usage()
+    }
+}
