@@ -1,0 +1,157 @@
+//! What makes the generic guest into one pod's: its name, its files, its kernel
+//! parameters, its clock and its scratch disk. And the end of it all.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nacelle_proto::agent::v1::ConfigureSandboxRequest;
+use rustix::mount::{MountFlags, UnmountFlags, unmount};
+use rustix::time::{ClockId, Timespec, clock_settime};
+
+use crate::agent::Agent;
+use crate::container::cgroup::Cgroup;
+use crate::container::{mount_at, unmount_at};
+use crate::error::{Error, Result};
+use crate::paths::{CGROUPS, POD_CGROUP};
+
+/// How long containers may take to end when the guest is shut down.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// /etc/hosts of a pod that is given none.
+const DEFAULT_HOSTS: &[u8] = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
+
+/// Whether, and with which disk, the sandbox is configured.
+#[derive(Debug, Default)]
+pub struct Sandbox {
+    configured: Mutex<Option<Configured>>,
+}
+
+#[derive(Debug)]
+struct Configured {
+    scratch: Option<u32>,
+}
+
+impl Sandbox {
+    /// Containers share what is configured, so they come after it.
+    pub fn check_configured(&self) -> Result<()> {
+        match *self.lock() {
+            Some(_) => Ok(()),
+            None => Err(Error::State("the sandbox is not configured yet; call ConfigureSandbox first".into())),
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Configured>> {
+        self.configured.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Agent {
+    /// Configures the sandbox, or configures it anew.
+    pub async fn configure_sandbox(self: &Arc<Self>, request: ConfigureSandboxRequest) -> Result<()> {
+        let agent = self.clone();
+        self.blocking(move || agent.configure(&request)).await
+    }
+
+    fn configure(&self, request: &ConfigureSandboxRequest) -> Result<()> {
+        let sysctls = request.sysctls.iter().map(|(name, value)| Ok((sysctl_path(name)?, value)));
+        let sysctls = sysctls.collect::<Result<Vec<_>>>()?;
+        // Held all the while: two configurations at once would mix.
+        let mut configured = self.sandbox.lock();
+        let scratch = request.scratch.as_ref().map(|device| device.slot);
+        match &*configured {
+            None => self.mount_scratch(scratch)?,
+            Some(before) if before.scratch == scratch => {}
+            Some(_) => return Err(Error::State("the sandbox is configured with another scratch disk".into())),
+        }
+        *configured = Some(Configured { scratch });
+        if !request.hostname.is_empty() {
+            rustix::system::sethostname(request.hostname.as_bytes()).map_err(Error::system("set the host name"))?;
+        }
+        self.write_etc(request)?;
+        for (path, value) in sysctls {
+            fs::write(&path, value).map_err(Error::path("set the kernel parameter", path))?;
+        }
+        set_clock(request.clock_seconds, request.clock_nanoseconds)
+    }
+
+    fn mount_scratch(&self, slot: Option<u32>) -> Result<()> {
+        let directory = self.paths.scratch();
+        fs::create_dir_all(&directory).map_err(Error::path("make the directory", &directory))?;
+        let Some(slot) = slot else { return Ok(()) };
+        let device = self.bus.block_device(slot)?;
+        // It dies with the pod: blocks go back to the host as soon as they are free, and
+        // nothing waits for the disk's cache.
+        mount_at(&device, &directory, "ext4", MountFlags::NOATIME | MountFlags::NODEV, "discard,barrier=0")
+    }
+
+    fn write_etc(&self, request: &ConfigureSandboxRequest) -> Result<()> {
+        let etc = self.paths.etc();
+        fs::create_dir_all(&etc).map_err(Error::path("make the directory", &etc))?;
+        let write = |name: &str, content: &[u8]| {
+            let path = etc.join(name);
+            fs::write(&path, content).map_err(Error::path("write", path))
+        };
+        if !request.resolv_conf.is_empty() {
+            write("resolv.conf", &request.resolv_conf)?;
+        }
+        write("hosts", if request.hosts.is_empty() { DEFAULT_HOSTS } else { &request.hosts })?;
+        write("hostname", format!("{}\n", request.hostname).as_bytes())
+    }
+
+    /// Ends everything that runs and writes everything out. Blocks, up to seconds; what
+    /// cannot be undone in order is left to the power-off.
+    pub fn end_everything(&self) {
+        let pod = Cgroup::at(Path::new(CGROUPS).join(POD_CGROUP));
+        let _ = pod.kill();
+        let deadline = Instant::now() + PATIENCE;
+        while pod.populated() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        for container in self.containers() {
+            let root = self.paths.container(&container.id).join("rootfs");
+            let _ = unmount(&root, UnmountFlags::DETACH);
+        }
+        let scratch = self.sandbox.lock().as_ref().and_then(|configured| configured.scratch);
+        if scratch.is_some() {
+            let _ = unmount_at(&self.paths.scratch());
+        }
+        rustix::fs::sync();
+    }
+}
+
+/// The file of a kernel parameter. As with sysctl(8), the first separator decides whether
+/// `.` or `/` separates: `net.ipv4.conf.all.rp_filter`, `net/ipv4/conf/eth0.5/rp_filter`.
+fn sysctl_path(name: &str) -> Result<PathBuf> {
+    let slashed = name.find(['.', '/']).is_some_and(|at| name[at..].starts_with('/'));
+    let relative = if slashed { name.to_owned() } else { name.replace('.', "/") };
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.@:".contains(&byte);
+    let bad = |part: &str| part.is_empty() || part == "." || part == ".." || !part.bytes().all(allowed);
+    if relative.split('/').any(bad) {
+        return Err(Error::invalid("sysctls", format!("{name:?} is no kernel parameter")));
+    }
+    Ok(Path::new("/proc/sys").join(relative))
+}
+
+fn set_clock(seconds: i64, nanoseconds: i32) -> Result<()> {
+    if seconds == 0 {
+        return Ok(());
+    }
+    let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() };
+    clock_settime(ClockId::Realtime, time).map_err(Error::system("set the clock"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_parameters_stay_below_proc_sys() {
+        let path = |name: &str| sysctl_path(name).unwrap();
+        assert_eq!(path("net.core.somaxconn"), Path::new("/proc/sys/net/core/somaxconn"));
+        assert_eq!(path("net/ipv4/conf/eth0.5/rp_filter"), Path::new("/proc/sys/net/ipv4/conf/eth0.5/rp_filter"));
+        for bad in ["", ".", "/", "..", "/etc/passwd", "net/../../x", "net..core", "kernel/", "a\0b", "a b"] {
+            assert!(sysctl_path(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! `agent.v1` as gRPC: words in, words out, nothing else.
+//!
+//! Every call that changes something runs on a task of its own: a host that goes away in
+//! the middle cancels its wait, not the work, so nothing is left half made.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use nacelle_proto::agent::v1 as api;
+use nacelle_proto::agent::v1::agent_server;
+use tokio::sync::watch;
+use tonic::{Request, Response, Status};
+
+use crate::agent::Agent;
+use crate::container::{self, Container};
+use crate::error::{Error, Result};
+use crate::process::Outcome;
+
+type Answer<T> = std::result::Result<Response<T>, Status>;
+
+/// The gRPC service of an agent.
+#[derive(Debug)]
+pub struct Service {
+    agent: Arc<Agent>,
+    power_off: watch::Sender<bool>,
+}
+
+impl Service {
+    /// A service that sets `power_off` when it is asked to shut down.
+    pub fn new(agent: Arc<Agent>, power_off: watch::Sender<bool>) -> Self {
+        Self { agent, power_off }
+    }
+
+    /// Runs `work` to its end, whether or not the caller waits for it.
+    async fn finish<T, F, W>(&self, work: F) -> std::result::Result<T, Status>
+    where
+        T: Send + 'static,
+        F: FnOnce(Arc<Agent>) -> W,
+        W: Future<Output = Result<T>> + Send + 'static,
+    {
+        match tokio::spawn(work(self.agent.clone())).await {
+            Ok(result) => Ok(result?),
+            Err(error) => Err(Status::internal(format!("the call was lost: {error}"))),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl agent_server::Agent for Service {
+    async fn info(&self, _: Request<api::InfoRequest>) -> Answer<api::InfoResponse> {
+        let kernel = rustix::system::uname();
+        Ok(Response::new(api::InfoResponse {
+            agent_version: env!("CARGO_PKG_VERSION").into(),
+            kernel_release: kernel.release().to_string_lossy().into_owned(),
+        }))
+    }
+
+    async fn configure_sandbox(
+        &self,
+        request: Request<api::ConfigureSandboxRequest>,
+    ) -> Answer<api::ConfigureSandboxResponse> {
+        let request = request.into_inner();
+        self.finish(|agent| async move { agent.configure_sandbox(request).await }).await?;
+        Ok(Response::new(api::ConfigureSandboxResponse {}))
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<api::CreateContainerRequest>,
+    ) -> Answer<api::CreateContainerResponse> {
+        let request = request.into_inner();
+        self.finish(|agent| async move { agent.create_container(request).await }).await?;
+        Ok(Response::new(api::CreateContainerResponse {}))
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<api::StartContainerRequest>,
+    ) -> Answer<api::StartContainerResponse> {
+        let id = request.into_inner().container_id;
+        let pid = self.finish(|agent| async move { agent.start_container(&id).await }).await?;
+        Ok(Response::new(api::StartContainerResponse { pid: unsigned(pid) }))
+    }
+
+    async fn exec(&self, request: Request<api::ExecRequest>) -> Answer<api::ExecResponse> {
+        let request = request.into_inner();
+        let pid = self.finish(|agent| async move { agent.exec(request).await }).await?;
+        Ok(Response::new(api::ExecResponse { pid: unsigned(pid) }))
+    }
+
+    async fn signal(&self, request: Request<api::SignalRequest>) -> Answer<api::SignalResponse> {
+        let request = request.into_inner();
+        self.agent.container(&request.container_id)?.signal(&request.exec_id, request.signal, request.all)?;
+        Ok(Response::new(api::SignalResponse {}))
+    }
+
+    async fn wait(&self, request: Request<api::WaitRequest>) -> Answer<api::WaitResponse> {
+        let request = request.into_inner();
+        let process = self.agent.container(&request.container_id)?.find(&request.exec_id)?;
+        Ok(Response::new(exit(process.wait().await?)))
+    }
+
+    async fn forget_exec(&self, request: Request<api::ForgetExecRequest>) -> Answer<api::ForgetExecResponse> {
+        let request = request.into_inner();
+        self.finish(|agent| async move { agent.forget_exec(&request.container_id, &request.exec_id).await }).await?;
+        Ok(Response::new(api::ForgetExecResponse {}))
+    }
+
+    async fn remove_container(
+        &self,
+        request: Request<api::RemoveContainerRequest>,
+    ) -> Answer<api::RemoveContainerResponse> {
+        let id = request.into_inner().container_id;
+        let slots = self.finish(|agent| async move { agent.remove_container(&id).await }).await?;
+        Ok(Response::new(api::RemoveContainerResponse { released: devices(&slots) }))
+    }
+
+    async fn list_containers(&self, _: Request<api::ListContainersRequest>) -> Answer<api::ListContainersResponse> {
+        let containers = self.agent.containers();
+        let containers = containers.iter().filter_map(|container| describe(container)).collect();
+        Ok(Response::new(api::ListContainersResponse { containers }))
+    }
+
+    async fn resize_terminal(
+        &self,
+        request: Request<api::ResizeTerminalRequest>,
+    ) -> Answer<api::ResizeTerminalResponse> {
+        let request = request.into_inner();
+        let side = |field, length: u32| {
+            u16::try_from(length).map_err(|_| Error::invalid(field, format!("{length} is more than 65535")))
+        };
+        let (rows, columns) = (side("rows", request.rows)?, side("columns", request.columns)?);
+        let process = self.agent.container(&request.container_id)?.find(&request.exec_id)?;
+        process.streams.resize(rows, columns)?;
+        Ok(Response::new(api::ResizeTerminalResponse {}))
+    }
+
+    async fn shutdown(&self, _: Request<api::ShutdownRequest>) -> Answer<api::ShutdownResponse> {
+        let power_off = self.power_off.clone();
+        self.finish(|agent| async move {
+            let ending = agent.clone();
+            agent.blocking(move || Ok(ending.end_everything())).await?;
+            power_off.send_replace(true);
+            Ok(())
+        })
+        .await?;
+        Ok(Response::new(api::ShutdownResponse {}))
+    }
+}
+
+fn describe(container: &Container) -> Option<api::ContainerInfo> {
+    let (state, exit) = match container.status()? {
+        container::Status::Created => (api::container_info::State::Created, None),
+        container::Status::Running => (api::container_info::State::Running, None),
+        container::Status::Exited(outcome) => (api::container_info::State::Exited, Some(exit(outcome))),
+    };
+    Some(api::ContainerInfo {
+        container_id: container.id.clone(),
+        state: state.into(),
+        exit,
+        pid: container.process().map_or(0, |process| unsigned(process.pid)),
+        exec_ids: container.exec_ids(),
+        devices: devices(container.slots()),
+    })
+}
+
+fn exit(outcome: Outcome) -> api::WaitResponse {
+    api::WaitResponse {
+        exit_code: outcome.exit.code,
+        oom_killed: outcome.oom_killed,
+        finished_at: outcome.exit.finished_at,
+    }
+}
+
+fn devices(slots: &[u32]) -> Vec<api::Device> {
+    slots.iter().map(|slot| api::Device { slot: *slot }).collect()
+}
+
+fn unsigned(pid: i32) -> u32 {
+    u32::try_from(pid).unwrap_or(0)
+}
