@@ -5,14 +5,11 @@ use std::io;
 use nacelle_proto::power;
 use rustix::system::{RebootCommand, reboot};
 
-/// Tells the VMM that this is no crash, and resets the machine. Returns only if the
-/// kernel refuses.
-///
-/// Without ACPI the kernel cannot power off; it resets by the keyboard controller
-/// (`reboot=k`), which makes the VMM exit, just as it does after a crash. The write to
-/// the port before it is what tells the two apart.
+/// Ends the machine. Returns only if neither the VMM nor the kernel does so.
 pub fn off() -> io::Error {
-    announce();
+    tell_vmm();
+    // Another VMM than ours, or a kernel without I/O ports for us: a reset by the keyboard
+    // controller makes most machine monitors exit.
     match reboot(RebootCommand::Restart) {
         Ok(()) => io::Error::other("the kernel returned from a reset"),
         Err(error) => error.into(),
@@ -20,7 +17,7 @@ pub fn off() -> io::Error {
 }
 
 #[cfg(target_arch = "x86_64")]
-fn announce() {
+fn tell_vmm() {
     // SAFETY: ioperm changes nothing but this thread's right to use one I/O port.
     let allowed = unsafe { libc::ioperm(power::PORT.into(), 1, 1) } == 0;
     if allowed {
