@@ -66,6 +66,8 @@ impl Repository {
             registry: host.clone(),
             reason: format!("cannot set up the connection: {}", root_cause(error)),
         };
+        // An error means that a provider is installed already, which will do.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let mut builder = Client::builder()
             .user_agent(concat!("nacelle/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)

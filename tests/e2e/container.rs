@@ -1,0 +1,173 @@
+//! Containers: start, end, exec, and how each is told.
+
+use nacelle_proto::runtime::v1 as cri;
+use tempfile::TempDir;
+use tonic::Code;
+
+use crate::support::client::{Client, container_config, image};
+
+/// A pod with busybox pulled, and where its logs are.
+async fn pod() -> (Client, String, TempDir) {
+    let client = Client::node().await;
+    let logs = tempfile::tempdir().unwrap();
+    client.pull("busybox").await.unwrap();
+    let pod = client.run_pod(logs.path()).await.unwrap();
+    (client, pod, logs)
+}
+
+#[tokio::test]
+async fn a_container_goes_through_its_states() {
+    let (client, pod, _logs) = pod().await;
+    let mut config = container_config("busybox", &["sh", "-c", "exit 7"]);
+    config.labels.insert("tier".into(), "back".into());
+    let id = client.create_as(&pod, config.clone()).await.unwrap();
+    let created = client.status(&id).await.unwrap();
+    assert_eq!(created.state(), cri::ContainerState::ContainerCreated);
+    assert!(created.created_at > 0 && created.started_at == 0 && created.finished_at == 0);
+    assert!(!created.image_ref.is_empty());
+    let error = client.create_as(&pod, config).await.unwrap_err();
+    assert_eq!(error.code(), Code::AlreadyExists, "{error}");
+
+    client.start(&id).await.unwrap();
+    let ended = client.wait_exit(&id).await.unwrap();
+    assert_eq!((ended.exit_code, ended.reason.as_str()), (7, "Error"));
+    assert!(ended.started_at >= ended.created_at && ended.finished_at >= ended.started_at);
+    let error = client.start(&id).await.unwrap_err();
+    assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+
+    let filter = cri::ContainerFilter {
+        pod_sandbox_id: pod.clone(),
+        state: Some(cri::ContainerStateValue { state: cri::ContainerState::ContainerExited.into() }),
+        label_selector: [("tier".to_owned(), "back".to_owned())].into(),
+        ..Default::default()
+    };
+    let request = cri::ListContainersRequest { filter: Some(filter) };
+    let listed = client.runtime.clone().list_containers(request).await.unwrap().into_inner().containers;
+    assert_eq!(listed.iter().map(|c| c.id.as_str()).collect::<Vec<_>>(), [id.as_str()]);
+
+    client.remove(&id).await.unwrap();
+    client.remove(&id).await.expect("removing again is no error");
+    assert_eq!(client.status(&id).await.unwrap_err().code(), Code::NotFound);
+    client.remove_pod(&pod).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_command_that_is_not_in_the_image_fails_at_start_with_its_path() {
+    let (client, pod, _logs) = pod().await;
+    let id = client.create(&pod, "busybox", &["/no/such/program"]).await.expect("create does not look at it");
+    let error = client.start(&id).await.unwrap_err();
+    assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+    assert!(error.message().contains("/no/such/program"), "{}", error.message());
+    let status = client.status(&id).await.unwrap();
+    assert_eq!(status.state(), cri::ContainerState::ContainerExited);
+    assert_ne!(status.exit_code, 0);
+    // The pod is none the worse.
+    let id = client.create(&pod, "busybox", &["true"]).await.unwrap();
+    client.start(&id).await.unwrap();
+    assert_eq!(client.wait_exit(&id).await.unwrap().exit_code, 0);
+    client.remove_pod(&pod).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_image_that_was_not_pulled_is_not_found() {
+    let (client, pod, _logs) = pod().await;
+    let mut config = container_config("busybox", &["true"]);
+    config.image.as_mut().unwrap().image = image("never-pulled");
+    let error = client.create_as(&pod, config).await.unwrap_err();
+    assert_eq!(error.code(), Code::NotFound, "{error}");
+    assert!(error.message().contains("never-pulled"), "{}", error.message());
+    client.remove_pod(&pod).await.unwrap();
+}
+
+#[tokio::test]
+async fn stop_asks_first_and_kills_after_the_grace_period() {
+    let (client, pod, _logs) = pod().await;
+    let polite = ["sh", "-c", "trap 'exit 3' TERM; echo ready; while :; do sleep 1 & wait $!; done"];
+    let deaf = ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1; done"];
+    for (command, grace, code) in [(&polite[..], 60, 3), (&deaf[..], 1, 137), (&deaf[..], 0, 137)] {
+        let id = client.create(&pod, "busybox", command).await.unwrap();
+        client.start(&id).await.unwrap();
+        let log = client.status(&id).await.unwrap().log_path;
+        while crate::support::client::log_lines(&log).unwrap().is_empty() {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        client.stop(&id, grace).await.unwrap();
+        let status = client.status(&id).await.unwrap();
+        assert_eq!((status.state(), status.exit_code), (cri::ContainerState::ContainerExited, code), "grace {grace}");
+        client.stop(&id, grace).await.expect("stopping again is no error");
+    }
+    client.remove_pod(&pod).await.unwrap();
+}
+
+#[tokio::test]
+async fn exec_returns_both_streams_and_the_exit_code() {
+    let (client, pod, _logs) = pod().await;
+    let id = client.create(&pod, "busybox", &["sleep", "1000"]).await.unwrap();
+    let error = client.exec(&id, &["true"]).await.unwrap_err();
+    assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+    client.start(&id).await.unwrap();
+    let answer = client.exec(&id, &["sh", "-c", "echo out; echo err >&2; exit 42"]).await.unwrap();
+    assert_eq!((&answer.stdout[..], &answer.stderr[..], answer.exit_code), (&b"out\n"[..], &b"err\n"[..], 42));
+    let big = client.exec(&id, &["sh", "-c", "seq 1 100000"]).await.unwrap();
+    let expected: String = (1..=100_000).map(|n| format!("{n}\n")).collect();
+    assert!(big.stdout == expected.as_bytes(), "{} bytes instead of {}", big.stdout.len(), expected.len());
+    let error = client.exec(&id, &["/no/such/program"]).await.unwrap_err();
+    assert!(error.message().contains("/no/such/program"), "{}", error.message());
+    client.remove_pod(&pod).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_exec_that_takes_too_long_is_killed_in_the_guest() {
+    let (client, pod, _logs) = pod().await;
+    let id = client.create(&pod, "busybox", &["sleep", "1000"]).await.unwrap();
+    client.start(&id).await.unwrap();
+    let error = client.exec_for(&id, &["sleep", "4711"], 2).await.unwrap_err();
+    assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
+    let deadline = tokio::time::Instant::now() + crate::support::client::limit(20);
+    loop {
+        let processes = client.exec(&id, &["ps"]).await.unwrap().stdout;
+        if !String::from_utf8_lossy(&processes).contains("sleep 4711") {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "the command still runs");
+    }
+    client.remove_pod(&pod).await.unwrap();
+}
+
+#[tokio::test]
+async fn containers_of_a_pod_do_not_see_each_others_processes_or_files() {
+    let (client, pod, _logs) = pod().await;
+    let first = client.create(&pod, "busybox", &["sleep", "1001"]).await.unwrap();
+    let second = client.create(&pod, "busybox", &["sleep", "1002"]).await.unwrap();
+    client.start(&first).await.unwrap();
+    client.start(&second).await.unwrap();
+    client.exec(&first, &["sh", "-c", "echo secret > /tmp/file"]).await.unwrap();
+    assert_ne!(client.exec(&second, &["cat", "/tmp/file"]).await.unwrap().exit_code, 0);
+    let processes = client.exec(&second, &["ps"]).await.unwrap().stdout;
+    assert!(!String::from_utf8_lossy(&processes).contains("1001"));
+    client.remove(&first).await.unwrap();
+    assert_eq!(client.exec(&second, &["true"]).await.unwrap().exit_code, 0);
+    client.remove_pod(&pod).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_default_profile_filters_system_calls_and_privileged_lifts_it() {
+    let (client, pod, _logs) = pod().await;
+    let script = "grep Seccomp: /proc/self/status | tr -d '\\t'; mount -t tmpfs none /mnt && echo mounted";
+    let run = async |privileged: bool| {
+        let mut config = container_config("busybox", &["sh", "-c", script]);
+        config.linux.as_mut().unwrap().security_context.as_mut().unwrap().privileged = privileged;
+        let id = client.create_as(&pod, config).await.unwrap();
+        client.start(&id).await.unwrap();
+        let status = client.wait_exit(&id).await.unwrap();
+        crate::support::client::log_lines(status.log_path).unwrap().into_iter().map(|line| line.1).collect::<Vec<_>>()
+    };
+    let plain = run(false).await;
+    assert!(plain.contains(&"Seccomp:2".to_owned()) && !plain.contains(&"mounted".to_owned()), "{plain:?}");
+    let privileged = run(true).await;
+    assert!(
+        privileged.contains(&"Seccomp:0".to_owned()) && privileged.contains(&"mounted".to_owned()),
+        "{privileged:?}"
+    );
+    client.remove_pod(&pod).await.unwrap();
+}

@@ -1,0 +1,20 @@
+//! End-to-end tests through the CRI socket, as the kubelet would drive it.
+//!
+//! They need a node: `hack/node -- <this program>`. Tests that only use pods share the
+//! node's daemon and run side by side; tests that break things start a daemon of their
+//! own, with directories of its own.
+
+mod support {
+    pub mod client;
+    pub mod daemon;
+    pub mod host;
+}
+
+mod container;
+mod faults;
+mod image;
+mod logs;
+mod many;
+mod pod;
+mod restart;
+mod start_up;

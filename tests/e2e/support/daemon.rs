@@ -1,0 +1,129 @@
+//! A daemon of a test's own, to be broken.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
+
+use super::client::{Client, limit};
+use super::host;
+
+/// A daemon with directories of its own. Everything is killed and removed when it is dropped.
+pub struct Daemon {
+    child: Option<Child>,
+    directory: TempDir,
+}
+
+impl Daemon {
+    /// Starts one with these lines at the end of its configuration.
+    pub async fn start(extra: &str) -> Result<Self> {
+        let mut daemon = Self::configured(extra)?;
+        daemon.restart().await?;
+        Ok(daemon)
+    }
+
+    /// One that is not started yet.
+    pub fn configured(extra: &str) -> Result<Self> {
+        // Unix sockets want short paths.
+        let directory = tempfile::Builder::new().prefix("n").rand_bytes(4).tempdir_in("/tmp")?;
+        let path = directory.path().display();
+        let config = format!("socket = \"{path}/cri.sock\"\nroot = \"{path}/root\"\nrun = \"{path}/r\"\n{extra}\n");
+        std::fs::write(directory.path().join("config.toml"), config)?;
+        Ok(Self { child: None, directory })
+    }
+
+    /// Starts the daemon (again) and waits until it answers.
+    pub async fn restart(&mut self) -> Result<()> {
+        let log = std::fs::File::options().append(true).create(true).open(self.log_path())?;
+        let child = Command::new("nacelle")
+            .arg("--config")
+            .arg(self.directory.path().join("config.toml"))
+            .arg("daemon")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()?;
+        self.child = Some(child);
+        let deadline = tokio::time::Instant::now() + limit(30);
+        while Client::connect(&self.socket()).await.is_err() {
+            if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
+                bail!("the daemon ended with {status}: {}", self.log());
+            }
+            if tokio::time::Instant::now() > deadline {
+                bail!("the daemon does not answer: {}", self.log());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    /// Runs it until it ends by itself; returns its log. For daemons that must not start.
+    pub async fn expect_failure(&mut self) -> Result<String> {
+        match self.restart().await {
+            Ok(()) => bail!("the daemon started"),
+            Err(error) => Ok(format!("{error:#}")),
+        }
+    }
+
+    /// Kills the daemon with SIGKILL.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Ends the daemon with SIGTERM and waits for it.
+    pub fn terminate(&mut self) -> Result<()> {
+        let mut child = self.child.take().context("a running daemon")?;
+        let pid = rustix::process::Pid::from_raw(i32::try_from(child.id())?).context("a pid")?;
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        let status = child.wait()?;
+        if !status.success() {
+            bail!("the daemon ended with {status}: {}", self.log());
+        }
+        Ok(())
+    }
+
+    /// Its CRI.
+    pub async fn client(&self) -> Client {
+        Client::connect(&self.socket()).await.expect("connect to the test's own daemon")
+    }
+
+    /// Its directory: `root`, `r` (run), `config.toml`, `log`.
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("cri.sock")
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.directory.path().join("log")
+    }
+
+    /// What it said.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// What is left of pods under its directories.
+    pub fn leftovers(&self) -> Vec<String> {
+        host::leftovers(&self.directory.path().join("root"), &self.directory.path().join("r"))
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.kill();
+        for (pid, _) in host::vmm_processes(&self.directory.path().join("r")) {
+            if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! What pods leave on the host.
+
+use std::path::Path;
+
+/// Every VMM whose configuration lies under `run`: process and command line.
+pub fn vmm_processes(run: &Path) -> Vec<(i32, String)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").expect("/proc").flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        if command.contains(" vmm ") && command.contains(&*run.to_string_lossy()) {
+            found.push((pid, command));
+        }
+    }
+    found
+}
+
+/// Everything of pods that is there: processes, directories, cgroups, mounts.
+pub fn leftovers(root: &Path, run: &Path) -> Vec<String> {
+    let mut found: Vec<_> =
+        vmm_processes(run).into_iter().map(|(pid, command)| format!("process {pid}: {command}")).collect();
+    for directory in [root.join("pods"), run.join("pods")] {
+        for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
+            found.push(entry.path().display().to_string());
+        }
+    }
+    for mount in std::fs::read_to_string("/proc/mounts").expect("/proc/mounts").lines() {
+        if mount.contains(&format!("{}/", run.display())) || mount.contains(&format!("{}/pods", root.display())) {
+            found.push(format!("mount {mount}"));
+        }
+    }
+    found
+}
+
+/// Cgroups of this sandbox.
+pub fn cgroups(id: &str) -> Vec<String> {
+    fn walk(directory: &Path, name: &str, found: &mut Vec<String>) {
+        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                if entry.file_name().to_string_lossy() == name {
+                    found.push(entry.path().display().to_string());
+                }
+                walk(&entry.path(), name, found);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(Path::new("/sys/fs/cgroup"), &format!("nacelle-{id}"), &mut found);
+    found
+}
+
+/// The kernel of the host.
+pub fn kernel_release() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("osrelease").trim().to_owned()
+}
