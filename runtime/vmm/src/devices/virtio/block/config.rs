@@ -8,8 +8,9 @@ pub const QUEUE_SIZE: u16 = 128;
 pub const SEGMENTS_LIMIT: u32 = QUEUE_SIZE as u32 - 2;
 /// The most ranges of one discard request.
 pub const DISCARD_RANGES_LIMIT: u32 = 32;
-/// The most sectors of one discarded range, 2 GiB.
-pub const DISCARD_SECTORS_LIMIT: u32 = 1 << 22;
+/// The most sectors of one discarded range, 128 MiB: what a file system frees without making
+/// other devices wait.
+pub const DISCARD_SECTORS_LIMIT: u32 = 1 << 18;
 /// The most ranges of one write-zeroes request.
 pub const ZEROES_RANGES_LIMIT: u32 = 1;
 /// The most sectors of one zeroed range, 16 MiB: should the file system have no zeroes of
@@ -72,7 +73,7 @@ mod tests {
         assert_eq!(read(&space, 4, 4), 1);
         assert_eq!(read(&space, 12, 4), 126);
         assert_eq!(read(&space, 20, 4), 512);
-        assert_eq!(read(&space, 36, 4), 1 << 22);
+        assert_eq!(read(&space, 36, 4), 1 << 18);
         assert_eq!(read(&space, 40, 4), 32);
         assert_eq!(read(&space, 44, 4), 8);
         assert_eq!(read(&space, 48, 4), 1 << 15);

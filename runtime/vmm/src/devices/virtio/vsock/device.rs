@@ -250,8 +250,9 @@ impl VirtioDevice for Vsock {
     }
 
     fn poll_ready(&mut self) -> Result<(), DeviceError> {
-        self.wake.clear();
-        self.muxer.poll();
+        if self.muxer.poll() {
+            self.wake.clear();
+        }
         self.serve()
     }
 }

@@ -24,7 +24,7 @@ pub const CONNECTIONS_LIMIT: usize = 1024;
 /// The most resets that wait for the guest to fetch them.
 pub const RESETS_LIMIT: usize = 2048;
 /// How long a client may take to say which port it wants.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 5 } else { 10 });
 /// How long to wait before accepting again when the process has no descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Clients accepted in one go.
@@ -236,20 +236,23 @@ impl Muxer {
         }
     }
 
-    /// Handles what the sockets and the timer have to tell.
-    pub fn poll(&mut self) {
+    /// Handles what the sockets and the timer have to tell. True if the device was woken up
+    /// as well.
+    pub fn poll(&mut self) -> bool {
         let mut events = [const { MaybeUninit::<epoll::Event>::uninit() }; EVENT_BATCH];
         let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
         // It is interrupted or has something; what is left makes the descriptor readable again.
-        let Ok((events, _)) = epoll::wait(&self.epoll, &mut events, Some(&now)) else { return };
+        let Ok((events, _)) = epoll::wait(&self.epoll, &mut events, Some(&now)) else { return false };
+        let mut woken = false;
         for event in events {
             match event.data.u64() {
                 LISTENER => self.accept(),
                 TIMER => self.expire(),
-                OTHER => {}
+                OTHER => woken = true,
                 data => self.socket_event(data, event.flags),
             }
         }
+        woken
     }
 
     fn socket_event(&mut self, data: u64, flags: EventFlags) {
