@@ -18,6 +18,8 @@ mod directory;
 mod format;
 mod image;
 mod layout;
+#[cfg(test)]
+pub(crate) mod reader;
 
 pub(crate) use data::DataWriter;
 pub(crate) use format::{BLOCK_SIZE, xattr_size};

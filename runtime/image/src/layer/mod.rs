@@ -10,6 +10,9 @@ mod intake;
 mod name;
 mod xattr;
 
+#[cfg(test)]
+mod tests;
+
 pub(crate) use build::{BuiltLayer, Expected, build};
 
 use crate::error::Error;

@@ -30,6 +30,11 @@ impl Tree {
                 if self.len() >= limit {
                     return Err(MergeError::Full);
                 }
+                // Known already: a further name of a file.
+                if let Some(id) = placed.get(&upper_id) {
+                    self.link(here, name, *id);
+                    continue;
+                }
                 match upper.get(upper_id).map(|inode| &inode.kind) {
                     Some(Kind::Whiteout) | None => {
                         if let Some(directory) = self.directory_mut(here) {
@@ -43,18 +48,12 @@ impl Tree {
                         pending.push((directory, upper_id));
                     }
                     Some(_) => {
-                        let id = match placed.get(&upper_id) {
-                            Some(id) => *id,
-                            None => {
-                                let mut inode = upper.get_mut(upper_id).map(std::mem::take).unwrap_or_default();
-                                if let Kind::File { source, .. } = &mut inode.kind {
-                                    source.layer = layer;
-                                }
-                                let id = self.add(inode).map_err(|_| MergeError::Full)?;
-                                placed.insert(upper_id, id);
-                                id
-                            }
-                        };
+                        let mut inode = upper.get_mut(upper_id).map(std::mem::take).unwrap_or_default();
+                        if let Kind::File { source, .. } = &mut inode.kind {
+                            source.layer = layer;
+                        }
+                        let id = self.add(inode).map_err(|_| MergeError::Full)?;
+                        placed.insert(upper_id, id);
                         self.link(here, name, id);
                     }
                 }
