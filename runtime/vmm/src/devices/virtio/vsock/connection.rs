@@ -103,6 +103,12 @@ impl CreditPool {
         Self::LEAST + extra
     }
 
+    /// Whether every share was given back.
+    #[cfg(test)]
+    pub fn is_full(&self) -> bool {
+        self.0 == Self::SHARED
+    }
+
     /// Gives a share back.
     pub fn give_back(&mut self, share: u32) {
         self.0 = self.0.saturating_add(share.saturating_sub(Self::LEAST)).min(Self::SHARED);

@@ -97,6 +97,11 @@ impl Vsock {
         self.metrics.clone()
     }
 
+    #[cfg(test)]
+    pub(super) fn muxer(&self) -> &Muxer {
+        &self.muxer
+    }
+
     /// Passes everything on that can be. After an error the connections are closed: the
     /// driver cannot serve them, so their hosts need not wait.
     fn serve(&mut self) -> Result<(), DeviceError> {

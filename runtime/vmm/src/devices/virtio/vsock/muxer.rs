@@ -169,9 +169,8 @@ impl Muxer {
             return Some(reset.header());
         }
         while let Some(index) = self.ready.pop_front() {
-            // An endpoint that is gone may still have its turn.
-            if !self.slots.get_mut(index).is_some_and(|slot| std::mem::take(&mut slot.queued)) {
-                continue;
+            if let Some(slot) = self.slots.get_mut(index) {
+                slot.queued = false;
             }
             let Some(connection) = self.connection(index) else { continue };
             let output = connection.output(room);
@@ -253,6 +252,22 @@ impl Muxer {
             }
         }
         woken
+    }
+
+    /// Whether nothing is left of any stream.
+    #[cfg(test)]
+    pub fn is_idle(&self) -> bool {
+        self.free.len() == self.slots.len()
+            && self.slots.iter().all(|slot| slot.endpoint.is_none() && !slot.queued)
+            && self.keys.is_empty()
+            && self.ready.is_empty()
+            && self.credit.is_full()
+    }
+
+    /// How many wait for their turn.
+    #[cfg(test)]
+    pub fn ready_count(&self) -> usize {
+        self.ready.len()
     }
 
     fn socket_event(&mut self, data: u64, flags: EventFlags) {
@@ -439,7 +454,10 @@ impl Muxer {
         let Some(slot) = self.slots.get_mut(index) else { return };
         let Some(endpoint) = slot.endpoint.take() else { return };
         slot.generation = slot.generation.wrapping_add(1);
-        slot.queued = false;
+        if std::mem::take(&mut slot.queued) {
+            // A guest that fetches nothing must not make the queue grow.
+            self.ready.retain(|ready| *ready != index);
+        }
         self.free.push(index);
         if let Endpoint::Connection(connection) = &endpoint
             && self.keys.get(&connection.key()) == Some(&index)

@@ -170,6 +170,19 @@ fn resets_that_nobody_fetches_do_not_pile_up() {
 }
 
 #[test]
+fn a_guest_that_fetches_nothing_does_not_make_the_queue_grow() {
+    let mut guest = Guest::inactive(None);
+    guest.activate().unwrap();
+    let listener = UnixListener::bind(guest.listener_path(9)).unwrap();
+    for _ in 0..300 {
+        guest.send_raw(Guest::header((80, 9), op::REQUEST), &[]).unwrap();
+        drop(listener.accept().unwrap());
+    }
+    assert_eq!(guest.vsock.metrics().opened.load(Relaxed), 300);
+    assert_eq!(guest.vsock.muxer().ready_count(), 1);
+}
+
+#[test]
 fn the_memory_a_guest_can_make_us_keep_is_bounded() {
     let mut pool = CreditPool::new();
     let shares: Vec<u32> = (0..CONNECTIONS_LIMIT).map(|_| pool.take()).collect();
@@ -298,10 +311,11 @@ fn run(steps: Vec<Step>) {
             streams.push(stream);
         }
     }
-    // Whatever happened, the device still works.
+    // Whatever happened, nothing of it is left, and the device still works.
     streams.clear();
     guest.restart();
     guest.settle();
+    guest.until("nothing is left", |guest| guest.vsock.muxer().is_idle());
     let (mut stream, ports) = connect(&mut guest, 80);
     stream.write_all(b"still").unwrap();
     guest.until("data comes", |guest| guest.sockets[&ports].received.len() == 5);
