@@ -20,6 +20,7 @@
 mod buffer;
 mod config;
 mod connection;
+mod credit;
 mod device;
 mod host;
 mod metrics;

@@ -1,34 +1,30 @@
 //! All streams of the device: which packet belongs to whom, and whose turn it is.
 
 use std::collections::{HashMap, VecDeque};
-use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
-use super::connection::{Connection, CreditPool, Key, Output, Verdict};
-use super::host::{Handshake, Listener, Progress, VsockError};
+use super::connection::{Connection, Key, Output, Verdict};
+use super::credit::CreditPool;
+use super::host::{Handshake, Listener, VsockError};
 use super::metrics::VsockMetrics;
 use super::packet::{GUEST_CID, HOST_CID, Header, TYPE_STREAM, op};
 use super::timer::Timer;
 use crate::devices::virtio::chain::GuestBytes;
+
+mod clients;
 
 /// The most connections at a time, those that are being made or ended included. More are
 /// refused.
 pub const CONNECTIONS_LIMIT: usize = 1024;
 /// The most resets that wait for the guest to fetch them.
 pub const RESETS_LIMIT: usize = 2048;
-/// How long a client may take to say which port it wants.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 5 } else { 10 });
-/// How long to wait before accepting again when the process has no descriptor left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Clients accepted in one go.
-const ACCEPT_BATCH: usize = 32;
 /// Events taken in one go.
 const EVENT_BATCH: usize = 64;
 /// The host's ports: far from those that services have.
@@ -294,88 +290,6 @@ impl Muxer {
                 self.apply(index, verdict);
             }
             None => {}
-        }
-    }
-
-    fn accept(&mut self) {
-        for _ in 0..ACCEPT_BATCH {
-            match self.listener.accept() {
-                Ok(stream) => {
-                    let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
-                    let endpoint = Endpoint::Handshake(Handshake { stream, deadline });
-                    if self.insert(endpoint).is_some() {
-                        self.timer.arm(deadline);
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // The client left before its turn.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => {
-                    // Out of descriptors or memory. The clients wait in the backlog, and the
-                    // listener must not keep the loop busy meanwhile.
-                    let at = Instant::now() + ACCEPT_PAUSE;
-                    if self.watch_listener(EventFlags::empty()) {
-                        self.accept_at = Some(at);
-                        self.timer.arm(at);
-                    }
-                    return;
-                }
-            }
-        }
-    }
-
-    fn watch_listener(&self, flags: EventFlags) -> bool {
-        epoll::modify(&self.epoll, &self.listener, EventData::new_u64(LISTENER), flags).is_ok()
-    }
-
-    fn handshake(&mut self, index: usize, progress: Progress) {
-        let guest_port = match progress {
-            Progress::Waiting => return,
-            Progress::Failed => return self.remove(index),
-            Progress::Port(port) => port,
-        };
-        let Some(key) = self.free_key(guest_port) else { return self.remove(index) };
-        let Some(slot) = self.slots.get_mut(index) else { return };
-        let Some(Endpoint::Handshake(Handshake { stream, .. })) = slot.endpoint.take() else { return };
-        let mut connection = Connection::from_host(key, stream, self.credit.take());
-        if self.active {
-            connection.start_waiting();
-        }
-        slot.endpoint = Some(Endpoint::Connection(Box::new(connection)));
-        self.keys.insert(key, index);
-        self.settle(index);
-    }
-
-    /// A name for a new stream from the host. There are more ports than streams, so this
-    /// finds one.
-    fn free_key(&mut self, guest_port: u32) -> Option<Key> {
-        for _ in 0..=CONNECTIONS_LIMIT {
-            let key = Key { host_port: self.next_port, guest_port };
-            self.next_port = if self.next_port >= LAST_PORT { FIRST_PORT } else { self.next_port + 1 };
-            if !self.keys.contains_key(&key) {
-                return Some(key);
-            }
-        }
-        None
-    }
-
-    /// Makes the connection that the guest asks for.
-    fn connect(&mut self, key: Key, request: &Header) {
-        let index = match self.listener.connect(key.host_port) {
-            Ok(stream) => {
-                let connection = Connection::from_guest(key, stream, self.credit.take(), request);
-                self.insert(Endpoint::Connection(Box::new(connection)))
-            }
-            Err(_) => None,
-        };
-        if let Some(index) = index {
-            VsockMetrics::count(&self.metrics.opened, 1);
-            self.keys.insert(key, index);
-            self.settle(index);
-        } else {
-            VsockMetrics::count(&self.metrics.refused, 1);
-            self.send_reset(Reset { from_cid: HOST_CID, kind: TYPE_STREAM, key });
         }
     }
 

@@ -10,8 +10,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::guest::{Guest, Ports, RX_BUFFER, connect, read_rest};
 use crate::devices::virtio::device::VirtioDevice;
 use crate::devices::virtio::testing::{readable, writable};
-use crate::devices::virtio::vsock::connection::CreditPool;
-use crate::devices::virtio::vsock::muxer::{CONNECTIONS_LIMIT, RESETS_LIMIT};
+use crate::devices::virtio::vsock::muxer::RESETS_LIMIT;
 use crate::devices::virtio::vsock::packet::{HEADER_SIZE, Header, SHUTDOWN_SEND, op};
 
 const PORTS: Ports = (80, 1234);
@@ -180,20 +179,6 @@ fn a_guest_that_fetches_nothing_does_not_make_the_queue_grow() {
     }
     assert_eq!(guest.vsock.metrics().opened.load(Relaxed), 300);
     assert_eq!(guest.vsock.muxer().ready_count(), 1);
-}
-
-#[test]
-fn the_memory_a_guest_can_make_us_keep_is_bounded() {
-    let mut pool = CreditPool::new();
-    let shares: Vec<u32> = (0..CONNECTIONS_LIMIT).map(|_| pool.take()).collect();
-    assert_eq!(shares[0], CreditPool::MOST);
-    assert!(shares.iter().all(|share| *share >= CreditPool::LEAST));
-    let sum: u64 = shares.iter().map(|share| u64::from(*share)).sum();
-    assert!(sum <= u64::from(CreditPool::SHARED) + CONNECTIONS_LIMIT as u64 * u64::from(CreditPool::LEAST));
-    for share in shares {
-        pool.give_back(share);
-    }
-    assert_eq!(pool.take(), CreditPool::MOST);
 }
 
 #[test]
