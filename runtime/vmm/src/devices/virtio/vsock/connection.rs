@@ -308,6 +308,7 @@ impl Connection {
             }
         }
         if self.phase == Phase::Draining {
+            self.close_in_order();
             return Verdict::Remove;
         }
         self.pass_guest_end_on();
@@ -335,7 +336,7 @@ impl Connection {
 
     /// The guest ended the stream in good order. Lets the host see its end, rather than an
     /// error because of what it sent and the guest did not want.
-    pub fn close_in_order(&self) {
+    fn close_in_order(&self) {
         // Each of these fails only if the host is gone.
         let _ = self.stream.shutdown(Shutdown::Both);
         let mut unread = [0; 4096];

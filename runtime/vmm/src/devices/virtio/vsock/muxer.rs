@@ -273,6 +273,8 @@ impl Muxer {
             return;
         }
         match &mut slot.endpoint {
+            // It asked and left.
+            Some(Endpoint::Handshake(_)) if flags.contains(EventFlags::HUP) => self.remove(index),
             Some(Endpoint::Handshake(handshake)) => {
                 let progress = handshake.advance();
                 self.handshake(index, progress);

@@ -277,13 +277,16 @@ fn a_host_that_leaves_with_unread_data_resets_the_guest() {
 
 #[test]
 fn a_guest_that_closes_leaves_all_its_data_to_a_slow_host() {
-    for flags in [Some(SHUTDOWN_BOTH), None] {
+    for (size, flags) in [(350_000, Some(SHUTDOWN_BOTH)), (350_000, None), (100, Some(SHUTDOWN_BOTH)), (100, None)] {
         let mut guest = Guest::new();
         guest.listening.insert(80);
         let (mut stream, ports) = connect(&mut guest, 80);
         // What the guest never reads must not turn the host's end of file into an error.
+        guest.sockets.get_mut(&ports).unwrap().room = 0;
+        guest.send(ports, op::CREDIT_UPDATE, 0, &[]);
         stream.write_all(b"unread").unwrap();
-        let data = pattern(400_000, 6);
+        guest.settle();
+        let data = pattern(size, 6);
         let mut sent = 0;
         guest.until("all is sent", |guest| {
             sent += guest.write(ports, &data[sent..]);
