@@ -49,7 +49,12 @@ where
         () = async { let _ = farewell.wait_for(|going| *going).await; sleep(FAREWELL).await } => {}
         () = asked => {
             let ending = agent.clone();
-            agent.blocking(move || Ok(ending.end_everything())).await?;
+            agent
+                .blocking(move || {
+                    ending.end_everything();
+                    Ok(())
+                })
+                .await?;
         }
     }
     Ok(())

@@ -139,7 +139,12 @@ impl agent_server::Agent for Service {
         let power_off = self.power_off.clone();
         self.finish(|agent| async move {
             let ending = agent.clone();
-            agent.blocking(move || Ok(ending.end_everything())).await?;
+            agent
+                .blocking(move || {
+                    ending.end_everything();
+                    Ok(())
+                })
+                .await?;
             power_off.send_replace(true);
             Ok(())
         })

@@ -82,7 +82,7 @@ impl Agent {
         };
 
         let mut helper = Helper::spawn(&self.paths, &self.reaper, "run a process in the container")?;
-        let built = helper.build(&Request::Exec(tenant), &fds).await?;
+        let built = helper.build(&Request::Exec(Box::new(tenant)), &fds).await?;
         drop(fds);
         let streams = match (streams, built.terminal) {
             (Some(streams), _) => streams,

@@ -27,7 +27,7 @@ pub enum Request {
     /// A container, up to the start of its process.
     Create(Create),
     /// A further process in a running container.
-    Exec(Tenant),
+    Exec(Box<Tenant>),
 }
 
 /// A container to build.

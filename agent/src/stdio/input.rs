@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use crate::fd;
 
 /// Largest piece moved at once, in bytes.
-const CHUNK: usize = 64 << 10;
+const CHUNK: usize = 16 << 10;
 /// What a terminal takes as the end of its input, unless a program changed it.
 const END_OF_FILE_CHARACTER: &[u8] = &[4];
 

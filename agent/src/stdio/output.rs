@@ -4,10 +4,14 @@
 //! when the buffer is full, so that the process blocks as it would on any full pipe. A
 //! connection sends what is in the buffer and frees what the host acknowledges.
 
+use std::cell::RefCell;
 use std::fs::File;
+use std::future::poll_fn;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::Poll;
 
 use nacelle_proto::stdio::BUFFER_BYTES;
 use tokio::io::unix::AsyncFd;
@@ -17,8 +21,13 @@ use tokio::sync::{Notify, oneshot, watch};
 use super::buffer::{Buffer, OutOfRange};
 use crate::fd;
 
-/// Largest piece moved at once, in bytes.
-const CHUNK: usize = 64 << 10;
+/// Largest piece read at once, in bytes: what a pipe holds.
+const CHUNK_BYTES: usize = 64 << 10;
+
+thread_local! {
+    /// Where all pumps read to; none keeps anything in it across a wait.
+    static CHUNK: RefCell<Vec<u8>> = RefCell::new(vec![0; CHUNK_BYTES]);
+}
 
 /// An output stream, shared by its pump and its connections.
 #[derive(Debug)]
@@ -71,7 +80,7 @@ impl Output {
     /// `offset`. What lies before is thereby acknowledged.
     pub fn attach(&self, offset: u64) -> Result<Attachment, OutOfRange> {
         let mut state = self.lock();
-        state.buffer.copy_from(offset, &mut [])?;
+        state.buffer.bytes_from(offset)?;
         state.buffer.acknowledge(offset)?;
         drop(state);
         self.room.notify_one();
@@ -101,20 +110,26 @@ impl Output {
 
     async fn send<W: AsyncWrite + Unpin>(&self, mut offset: u64, mut sink: W) -> io::Result<()> {
         let mut progress = self.progress.subscribe();
-        let mut chunk = vec![0; CHUNK];
         loop {
-            let (count, ended) = {
+            // Straight from the buffer: a connection at rest costs no memory of its own.
+            let sent = poll_fn(|context| {
                 let state = self.lock();
-                let count = state.buffer.copy_from(offset, &mut chunk).map_err(io::Error::other)?;
-                (count, state.ended)
-            };
-            if count > 0 {
-                sink.write_all(&chunk[..count]).await?;
-                offset += count as u64;
-            } else if ended {
-                return sink.shutdown().await;
-            } else {
-                let _ = progress.wait_for(|(end, ended)| *end > offset || *ended).await;
+                match state.buffer.bytes_from(offset) {
+                    Ok([]) if state.ended => Poll::Ready(Ok(None)),
+                    Ok([]) => Poll::Ready(Ok(Some(0))),
+                    Ok(bytes) => match Pin::new(&mut sink).poll_write(context, bytes) {
+                        Poll::Ready(Ok(0)) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                        polled => polled.map_ok(Some),
+                    },
+                    Err(error) => Poll::Ready(Err(io::Error::other(error))),
+                }
+            });
+            match sent.await? {
+                Some(0) => {
+                    let _ = progress.wait_for(|(end, ended)| *end > offset || *ended).await;
+                }
+                Some(count) => offset += count as u64,
+                None => return sink.shutdown().await,
             }
         }
     }
@@ -151,7 +166,6 @@ pub struct Attachment {
 }
 
 async fn pump(source: AsyncFd<File>, output: Weak<Output>) {
-    let mut chunk = vec![0; CHUNK];
     loop {
         let Some((free, room)) = output.upgrade().map(|output| (output.lock().buffer.free(), output.room.clone()))
         else {
@@ -161,13 +175,24 @@ async fn pump(source: AsyncFd<File>, output: Weak<Output>) {
             room.notified().await;
             continue;
         }
-        let part = &mut chunk[..free.min(CHUNK)];
-        let read = source.async_io(Interest::READABLE, |mut file| file.read(part)).await;
-        let Some(output) = output.upgrade() else { return };
-        match read {
-            Ok(count) if count > 0 => output.append(&chunk[..count]),
+        let moved = source.async_io(Interest::READABLE, |mut file| {
+            CHUNK.with_borrow_mut(|chunk| {
+                // Nobody else fills the buffer, so there is still as much room.
+                let length = chunk.len().min(free);
+                let part = chunk.get_mut(..length).unwrap_or_default();
+                let count = file.read(part)?;
+                if let Some(output) = output.upgrade() {
+                    output.append(&part[..count]);
+                }
+                Ok(count)
+            })
+        });
+        match moved.await {
+            Ok(count) if count > 0 => {}
+            // The end, which has been noted.
+            Ok(_) => return,
             // A terminal whose last user is gone reports an I/O error: that is its end.
-            Ok(_) | Err(_) => return output.append(&[]),
+            Err(_) => return output.upgrade().map_or((), |output| output.append(&[])),
         }
     }
 }
