@@ -49,13 +49,14 @@ async fn an_image_of_every_compression_and_format() {
     for name in ["", "test/app:v1", "sha256:", "nothing", "sha256:zz", &registry.reference("test/app:v2")] {
         assert_eq!(store.get(name), None, "{name}");
     }
-    assert_eq!(store.list(), [image.clone()]);
+    assert_eq!(store.list(), std::slice::from_ref(&image));
 
-    // Docker's own format is the same content under another configuration.
-    registry.push(&layout, "app", "test/docker:v1", &["--format", "v2s2"]);
+    // Docker's own format, which knows no zstd, has the same layers.
+    layout.image("docker", "amd64", &layers[..2]);
+    registry.push(&layout, "docker", "test/docker:v1", &["--format", "v2s2"]);
     let docker = store.pull(&registry.reference("test/docker:v1"), None, |_| {}).await.unwrap();
     assert_eq!(listing(directory.path(), "layers").len(), 3);
-    assert_eq!(docker.rootfs_files()[1..], image.rootfs_files()[1..]);
+    assert_eq!(docker.rootfs_files()[1..], image.rootfs_files()[1..3]);
 
     let usage = store.usage().unwrap();
     assert!(usage.bytes > 300_000 && usage.inodes > 15, "{usage:?}");
@@ -142,7 +143,7 @@ async fn a_tag_moves_and_removal_takes_what_is_unshared() {
 
     let open = image.open_rootfs().unwrap();
     store.remove(&reference).await.unwrap();
-    assert_eq!(store.list(), [left.clone()]);
+    assert_eq!(store.list(), std::slice::from_ref(&left));
     assert_eq!(listing(directory.path(), "layers").len(), 2);
     assert_eq!(image.open_rootfs().unwrap_err().kind(), ErrorKind::NotFound);
     for file in open {
@@ -177,7 +178,7 @@ async fn an_interrupted_store_is_swept() {
     let cut = &other.rootfs_files()[1];
     fs::File::options().write(true).open(cut).unwrap().set_len(4096).unwrap();
     let store = ImageStore::open(directory.path()).unwrap();
-    assert_eq!(store.list(), [image.clone()]);
+    assert_eq!(store.list(), std::slice::from_ref(&image));
     assert_eq!(listing(directory.path(), "tmp"), [""; 0]);
     assert_eq!(listing(directory.path(), "images"), [pushed.config.hex()]);
     assert_eq!(listing(directory.path(), "layers").len(), 1);

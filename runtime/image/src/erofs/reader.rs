@@ -137,7 +137,7 @@ impl Reader<'_> {
         let mut entries: Vec<(Vec<u8>, u64, u8)> = Vec::new();
         for block in directory.chunks(4096) {
             let names = u16_at(block, 8) as usize;
-            assert!(names > 0 && names % 12 == 0 && names <= block.len());
+            assert!(names > 0 && names.is_multiple_of(12) && names <= block.len());
             let count = names / 12;
             for index in 0..count {
                 let entry = &block[index * 12..];

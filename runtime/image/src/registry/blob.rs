@@ -58,7 +58,7 @@ impl Read for BlobReader {
 }
 
 impl Repository {
-    /// Sends the `size` bytes of a blob to `sender`, reporting how many so far. The reader checks the digest.
+    /// Sends the `size` bytes of a layer to `sender`, reporting how many so far. The reader checks the digest.
     ///
     /// Returns early without an error when nobody reads any more: the reader knows why.
     pub(crate) async fn download(
@@ -68,7 +68,7 @@ impl Repository {
         sender: BlobSender,
         report: impl Fn(u64),
     ) -> Result<()> {
-        let what = format!("blob {digest}");
+        let what = format!("layer {digest}");
         let (mut offset, mut attempt) = (0, 0);
         loop {
             let begin = offset;

@@ -95,6 +95,10 @@ impl Registry {
     pub fn push(&self, layout: &Layout, tag: &str, name: &str, options: &[&str]) {
         let mut command = Command::new(program("skopeo"));
         command.args(["copy", "--insecure-policy", "--dest-tls-verify=false"]).args(options);
+        // Otherwise skopeo compresses what is not.
+        if !options.contains(&"--format") {
+            command.arg("--preserve-digests");
+        }
         if self.protected {
             command.args(["--dest-creds", "user:secret"]);
         }
