@@ -4,7 +4,7 @@ use nacelle_proto::runtime::v1 as cri;
 use tempfile::TempDir;
 use tonic::Code;
 
-use crate::support::client::{Client, container_config, image};
+use nacelle_tests::client::{Client, container_config, image};
 
 /// A pod with busybox pulled, and where its logs are.
 async fn pod() -> (Client, String, TempDir) {
@@ -88,7 +88,7 @@ async fn stop_asks_first_and_kills_after_the_grace_period() {
         let id = client.create(&pod, "busybox", command).await.unwrap();
         client.start(&id).await.unwrap();
         let log = client.status(&id).await.unwrap().log_path;
-        while crate::support::client::log_lines(&log).unwrap().is_empty() {
+        while nacelle_tests::client::log_lines(&log).unwrap().is_empty() {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
         client.stop(&id, grace).await.unwrap();
@@ -123,7 +123,7 @@ async fn an_exec_that_takes_too_long_is_killed_in_the_guest() {
     client.start(&id).await.unwrap();
     let error = client.exec_for(&id, &["sleep", "4711"], 2).await.unwrap_err();
     assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
-    let deadline = tokio::time::Instant::now() + crate::support::client::limit(20);
+    let deadline = tokio::time::Instant::now() + nacelle_tests::client::limit(20);
     loop {
         let processes = client.exec(&id, &["ps"]).await.unwrap().stdout;
         if !String::from_utf8_lossy(&processes).contains("sleep 4711") {
@@ -160,7 +160,7 @@ async fn the_default_profile_filters_system_calls_and_privileged_lifts_it() {
         let id = client.create_as(&pod, config).await.unwrap();
         client.start(&id).await.unwrap();
         let status = client.wait_exit(&id).await.unwrap();
-        crate::support::client::log_lines(status.log_path).unwrap().into_iter().map(|line| line.1).collect::<Vec<_>>()
+        nacelle_tests::client::log_lines(status.log_path).unwrap().into_iter().map(|line| line.1).collect::<Vec<_>>()
     };
     let plain = run(false).await;
     assert!(plain.contains(&"Seccomp:2".to_owned()) && !plain.contains(&"mounted".to_owned()), "{plain:?}");

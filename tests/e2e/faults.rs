@@ -3,9 +3,9 @@
 use nacelle_proto::runtime::v1 as cri;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::client::{limit, pod_config};
-use crate::support::daemon::Daemon;
-use crate::support::host;
+use nacelle_tests::client::{limit, pod_config};
+use nacelle_tests::daemon::Daemon;
+use nacelle_tests::host;
 
 #[tokio::test]
 async fn a_missing_or_damaged_kernel_is_named_and_leaves_nothing() {
@@ -60,7 +60,7 @@ async fn a_killed_vmm_ends_its_pod_in_words_and_nothing_else() {
     client.start(&id).await.unwrap();
     let log = client.status(&id).await.unwrap().log_path;
     let deadline = tokio::time::Instant::now() + limit(20);
-    while crate::support::client::log_lines(&log).unwrap().is_empty() {
+    while nacelle_tests::client::log_lines(&log).unwrap().is_empty() {
         assert!(tokio::time::Instant::now() < deadline, "no output");
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }

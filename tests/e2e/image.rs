@@ -3,8 +3,8 @@
 use nacelle_proto::runtime::v1 as cri;
 use tonic::Code;
 
-use crate::support::client::{Client, image};
-use crate::support::daemon::Daemon;
+use nacelle_tests::client::{Client, image};
+use nacelle_tests::daemon::Daemon;
 
 async fn status(client: &Client, name: &str) -> Option<cri::Image> {
     let spec = cri::ImageSpec { image: name.into(), ..Default::default() };

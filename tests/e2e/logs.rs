@@ -1,6 +1,6 @@
 //! Container logs: the CRI's format, complete.
 
-use crate::support::client::{Client, log_lines};
+use nacelle_tests::client::{Client, log_lines};
 
 #[tokio::test]
 async fn both_streams_are_told_apart_and_partial_lines_marked() {
@@ -42,7 +42,7 @@ async fn the_log_exists_when_start_returns_and_follows_the_container() {
     client.start(&id).await.unwrap();
     let path = client.status(&id).await.unwrap().log_path;
     assert!(std::path::Path::new(&path).exists(), "{path}");
-    let deadline = tokio::time::Instant::now() + crate::support::client::limit(20);
+    let deadline = tokio::time::Instant::now() + nacelle_tests::client::limit(20);
     while log_lines(&path).unwrap().is_empty() {
         assert!(tokio::time::Instant::now() < deadline, "nothing in the log of a running container");
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;

@@ -4,12 +4,6 @@
 //! node's daemon and run side by side; tests that break things start a daemon of their
 //! own, with directories of its own.
 
-mod support {
-    pub mod client;
-    pub mod daemon;
-    pub mod host;
-}
-
 mod container;
 mod faults;
 mod image;

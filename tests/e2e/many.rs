@@ -1,7 +1,7 @@
 //! Many pods at once.
 
-use crate::support::client::Client;
-use crate::support::daemon::Daemon;
+use nacelle_tests::client::Client;
+use nacelle_tests::daemon::Daemon;
 
 #[tokio::test]
 async fn ten_pods_at_once_start_and_stop_with_nothing_lost_and_nothing_left() {
@@ -28,7 +28,7 @@ async fn one(client: &Client, logs: &std::path::Path, number: u32) -> anyhow::Re
     let id = client.create(&pod, "busybox", &["sh", "-c", &command]).await?;
     client.start(&id).await?;
     let status = client.wait_exit(&id).await?;
-    let lines = crate::support::client::log_lines(status.log_path)?;
+    let lines = nacelle_tests::client::log_lines(status.log_path)?;
     client.remove_pod(&pod).await?;
     Ok(lines.into_iter().map(|line| line.1).collect())
 }

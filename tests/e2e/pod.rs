@@ -5,8 +5,8 @@ use std::path::Path;
 use nacelle_proto::runtime::v1 as cri;
 use tonic::Code;
 
-use crate::support::client::{Client, container_config, pod_config};
-use crate::support::host;
+use nacelle_tests::client::{Client, container_config, pod_config};
+use nacelle_tests::host;
 
 #[tokio::test]
 async fn version_status_and_configuration_answer() {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use nacelle_proto::runtime::v1 as cri;
 
-use crate::support::client::{limit, log_lines};
-use crate::support::daemon::Daemon;
+use nacelle_tests::client::{limit, log_lines};
+use nacelle_tests::daemon::Daemon;
 
 #[tokio::test]
 async fn a_killed_daemon_takes_its_pods_up_again_with_every_line_of_their_logs() {

@@ -2,8 +2,8 @@
 
 use std::process::Command;
 
-use crate::support::client::image;
-use crate::support::daemon::Daemon;
+use nacelle_tests::client::image;
+use nacelle_tests::daemon::Daemon;
 
 #[tokio::test]
 async fn a_socket_in_use_and_a_directory_in_use_are_named() {

@@ -27,7 +27,9 @@ pub fn image(name: &str) -> String {
 /// The CRI of one daemon.
 #[derive(Clone)]
 pub struct Client {
+    /// The RuntimeService.
     pub runtime: RuntimeServiceClient<Channel>,
+    /// The ImageService.
     pub images: ImageServiceClient<Channel>,
 }
 

@@ -1,6 +1,7 @@
 //! What pods leave on the host.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 /// Every VMM whose configuration lies under `run`: process and command line.
 pub fn vmm_processes(run: &Path) -> Vec<(i32, String)> {
@@ -53,4 +54,39 @@ pub fn cgroups(id: &str) -> Vec<String> {
 /// The kernel of the host.
 pub fn kernel_release() -> String {
     std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("osrelease").trim().to_owned()
+}
+
+/// What a pod could leave on this host: processes of VMMs, network namespaces, network
+/// devices, mounts, cgroups, files of pods.
+pub fn inventory() -> Vec<String> {
+    let run = Path::new("/run/nacelle");
+    let mut found = leftovers(Path::new("/var/lib/nacelle"), run);
+    found.extend(network_namespaces().into_iter().map(|namespace| format!("network namespace {namespace}")));
+    for entry in std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten() {
+        found.push(format!("network device {}", entry.file_name().to_string_lossy()));
+    }
+    for mount in std::fs::read_to_string("/proc/mounts").expect("/proc/mounts").lines() {
+        found.push(format!("mount {mount}"));
+    }
+    let mut directories = vec![PathBuf::from("/sys/fs/cgroup")];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                if entry.file_name().to_string_lossy().starts_with("nacelle-") {
+                    found.push(format!("cgroup {}", entry.path().display()));
+                }
+                directories.push(entry.path());
+            }
+        }
+    }
+    found
+}
+
+/// Network namespaces that have a name or a process.
+fn network_namespaces() -> BTreeSet<String> {
+    let named = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    let named = named.map(|entry| entry.path().display().to_string());
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let used = processes.filter_map(|entry| std::fs::read_link(entry.path().join("ns/net")).ok());
+    named.chain(used.map(|link| link.display().to_string())).collect()
 }

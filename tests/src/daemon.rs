@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
-use super::client::{Client, limit};
-use super::host;
+use crate::client::{Client, limit};
+use crate::host;
 
 /// A daemon with directories of its own. Everything is killed and removed when it is dropped.
 pub struct Daemon {
