@@ -30,7 +30,9 @@ async fn a_missing_or_damaged_kernel_is_named_and_leaves_nothing() {
 async fn a_guest_that_dies_in_boot_is_reported_with_its_last_lines() {
     let directory = tempfile::tempdir().unwrap();
     let initramfs = directory.path().join("initramfs");
-    std::fs::write(&initramfs, vec![b'x'; 100_000]).unwrap();
+    // A whole archive with nothing in it: there is no agent to start.
+    let fields = [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 11, 0].map(|field| format!("{field:08x}"));
+    std::fs::write(&initramfs, format!("070701{}TRAILER!!!\0\0\0\0", fields.concat())).unwrap();
     let daemon = Daemon::start(&format!("guest.initramfs = {initramfs:?}")).await.unwrap();
     let error = daemon.client().await.run_pod(directory.path()).await.unwrap_err();
     assert!(error.message().contains("panic"), "{}", error.message());

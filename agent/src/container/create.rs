@@ -12,7 +12,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::cgroup::Cgroup;
 use super::rootfs::RootFs;
 use super::spec::{self, Completion};
-use super::{Container, Init, Phase, check_id, device_policy};
+use super::{Container, Init, Phase, check_id, cwd, device_policy};
 use crate::agent::Agent;
 use crate::error::{Error, Result};
 use crate::helper::client::Helper;
@@ -110,6 +110,9 @@ impl Agent {
             databases: &databases,
         };
         let identity = spec::complete(spec, &with)?;
+        if let (Some(process), false) = (spec.process(), request.readonly_rootfs) {
+            cwd::make(&root.root(), process.cwd())?;
+        }
         let directory = self.paths.container(id);
         write_json(&directory.join("config.json"), spec)?;
         if let Some(filter) = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()) {

@@ -12,6 +12,7 @@
 
 pub mod cgroup;
 mod create;
+mod cwd;
 pub mod device_policy;
 mod exec;
 mod remove;

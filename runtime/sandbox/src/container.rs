@@ -158,8 +158,10 @@ impl Container {
             return;
         }
         let result = self.update(|record| {
+            // The guest's clock may be a little behind the host's.
+            let finished_at = exit.finished_at.max(record.started_at);
             record.state = ContainerState::Exited;
-            record.exit = Some(exit);
+            record.exit = Some(ExitInfo { finished_at, ..exit });
         });
         if let Err(error) = result {
             tracing::error!(container = self.id, %error, "end of container not recorded on disk");

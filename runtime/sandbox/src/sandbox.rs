@@ -452,11 +452,12 @@ impl Sandbox {
         let (log, held) = container.open_log()?;
         let mut client = self.agent.client();
         let request = api::StartContainerRequest { container_id: id.into() };
+        let started_at = clock::now();
         match self.agent.call("start the container", client.start_container(request)).await {
             Ok(_) => {
                 container.update(|record| {
                     record.state = ContainerState::Running;
-                    record.started_at = clock::now();
+                    record.started_at = started_at;
                 })?;
                 container.follow(self.agent.clone(), vm, log, held, self.manager.call_deadline());
                 Ok(())

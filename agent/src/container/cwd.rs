@@ -1,0 +1,55 @@
+//! The working directory, which an image may name without having it.
+
+use std::os::fd::OwnedFd;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, open, openat2};
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+
+/// Makes the directory `cwd` of the container whose root is `root`, parents included, as
+/// far as it is missing. Links in the image are followed inside of it only.
+pub fn make(root: &Path, cwd: &Path) -> Result<()> {
+    let failed =
+        |error: Errno| Error::Path { action: "make the working directory", path: cwd.into(), source: error.into() };
+    let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let top = open(root, directory, Mode::empty()).map_err(failed)?;
+    let find = |path: &Path| -> std::result::Result<OwnedFd, Errno> {
+        openat2(&top, path, directory, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+    };
+    let mut path = PathBuf::from("/");
+    let mut parent = find(&path).map_err(failed)?;
+    for part in cwd.components().filter(|part| *part != Component::RootDir) {
+        path.push(part);
+        parent = match find(&path) {
+            Err(Errno::NOENT) => {
+                mkdirat(&parent, part.as_os_str(), Mode::from_raw_mode(0o755)).map_err(failed)?;
+                find(&path).map_err(failed)?
+            }
+            found => found.map_err(failed)?,
+        };
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_directories_are_made_and_links_stay_inside() {
+        let outside = tempfile::tempdir().unwrap();
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("real")).unwrap();
+        std::os::unix::fs::symlink("/real", root.path().join("link")).unwrap();
+        std::os::unix::fs::symlink(outside.path(), root.path().join("out")).unwrap();
+        make(root.path(), Path::new("/link/a/b")).unwrap();
+        make(root.path(), Path::new("/link/a/b")).unwrap();
+        assert!(root.path().join("real/a/b").is_dir());
+        assert!(make(root.path(), Path::new("/out/x")).is_err());
+        assert!(!outside.path().join("x").exists());
+        std::fs::write(root.path().join("file"), "").unwrap();
+        assert!(make(root.path(), Path::new("/file/x")).is_err());
+    }
+}
