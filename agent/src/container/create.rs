@@ -110,7 +110,7 @@ impl Agent {
             databases: &databases,
         };
         let identity = spec::complete(spec, &with)?;
-        if let (Some(process), false) = (spec.process(), request.readonly_rootfs) {
+        if let Some(process) = spec.process() {
             cwd::make(&root.root(), process.cwd())?;
         }
         let directory = self.paths.container(id);

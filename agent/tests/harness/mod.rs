@@ -252,7 +252,7 @@ async fn connect(socket: PathBuf) -> AgentClient<Channel> {
 }
 
 /// A busybox with users, as an EROFS file system.
-fn make_image(directory: &Path) -> PathBuf {
+pub fn make_image(directory: &Path) -> PathBuf {
     let root = directory.join("image");
     for name in ["bin", "etc", "srv", "proc"] {
         fs::create_dir_all(root.join(name)).unwrap();
@@ -294,7 +294,8 @@ fn make_image(directory: &Path) -> PathBuf {
     image
 }
 
-fn output(command: &mut Command) -> String {
+/// Standard output of a command that must succeed.
+pub fn output(command: &mut Command) -> String {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
