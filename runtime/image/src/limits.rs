@@ -11,12 +11,25 @@ pub struct Limits {
     pub layers: usize,
     /// Bytes of one layer, as stored in the registry and after decompression alike.
     pub layer_bytes: u64,
+    /// How many times larger than its stored size a layer may become by decompression, once it has
+    /// [`Limits::EXPANSION_FREE`] bytes.
+    pub layer_expansion: u64,
     /// Bytes of one layer's files with the holes of sparse files, which take no space on the disk.
     pub layer_logical_bytes: u64,
     /// Entries of one layer's archive, and inodes of a layer or an image.
     pub inodes: usize,
     /// Bytes of names, link targets and extended attributes of one layer; they are held in memory.
     pub metadata_bytes: u64,
+}
+
+impl Limits {
+    /// A layer that unpacks to no more than this may have come from any number of bytes.
+    pub const EXPANSION_FREE: u64 = 4 << 30;
+
+    /// Bytes that a layer of `stored` bytes may unpack to.
+    pub(crate) fn unpacked(&self, stored: u64) -> u64 {
+        stored.saturating_mul(self.layer_expansion).max(Self::EXPANSION_FREE).min(self.layer_bytes)
+    }
 }
 
 impl Default for Limits {
@@ -26,9 +39,24 @@ impl Default for Limits {
             config_bytes: 8 << 20,
             layers: 512,
             layer_bytes: 256 << 30,
+            layer_expansion: 100,
             layer_logical_bytes: 1 << 40,
             inodes: 2_000_000,
             metadata_bytes: 256 << 20,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_layers_may_grow_freely_and_large_ones_in_proportion() {
+        let limits = Limits::default();
+        assert_eq!(limits.unpacked(1000), 4 << 30);
+        assert_eq!(limits.unpacked(1 << 30), 100 << 30);
+        assert_eq!(limits.unpacked(100 << 30), 256 << 30);
+        assert_eq!(limits.unpacked(u64::MAX), 256 << 30);
     }
 }

@@ -12,6 +12,7 @@ use crate::tar::{Extent, Reader};
 
 /// Content is gathered into writes of this size.
 const BUFFER: usize = 1 << 20;
+const ZEROS: [u8; BLOCK] = [0; BLOCK];
 
 /// Writes the data area of a layer image, from the second block on, each file at the start of a block.
 pub(crate) struct DataWriter {
@@ -106,7 +107,9 @@ impl DataWriter {
 
     fn flush(&mut self) -> Result<(), LayerError> {
         let full = self.buffer.get(..self.filled).unwrap_or_default();
-        let written: io::Result<()> = self.file.write_all_at(full, self.offset);
+        // Long runs of zeros, of which some archives are full, need no space. The metadata that follows ends the file.
+        let zeros = full.chunks(BLOCK).all(|part| ZEROS.get(..part.len()) == Some(part));
+        let written: io::Result<()> = if zeros { Ok(()) } else { self.file.write_all_at(full, self.offset) };
         written.map_err(|error| LayerError::Store(Error::store("write", &self.path)(error)))?;
         self.offset += self.filled as u64;
         self.filled = 0;

@@ -1,5 +1,6 @@
 //! Whole images: metadata laid out, encoded and written.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
@@ -12,9 +13,9 @@ use crate::tree::{Id, Inode, Kind, Namespace, Source, Tree, Xattr};
 
 /// Completes a layer image in `file`, whose data ends before `data_end`. Gives its length in blocks.
 ///
-/// `tree` is changed to show, in overlayfs's words, what it hides of lower layers.
-pub(crate) fn write_layer(file: &File, mut tree: Tree, data_end: u32, uuid: [u8; 16]) -> Result<u32, ErofsError> {
-    show_opaque(&mut tree);
+/// What the layer hides of lower layers is shown in overlayfs's words.
+pub(crate) fn write_layer(file: &File, tree: &Tree, data_end: u32, uuid: [u8; 16]) -> Result<u32, ErofsError> {
+    let tree = show_opaque(tree);
     let plan = Plan::new(&tree)?;
     let blocks = u32::try_from(u64::from(data_end) + plan.blocks()).map_err(|_| ErofsError::TooLarge)?;
     let address = |source: Source| Ok(source.block);
@@ -130,22 +131,23 @@ fn own_content(tree: &Tree, plan: &Plan, id: Id, inode: &Inode) -> Result<Vec<u8
 }
 
 /// Marks opaque directories as overlayfs does.
-fn show_opaque(tree: &mut Tree) {
-    for inode in tree.inodes_mut() {
-        if inode.directory().is_some_and(|directory| directory.opaque) {
-            let xattrs = &mut inode.attributes.xattrs;
-            xattrs.push(Xattr {
-                namespace: Namespace::Trusted,
-                name: b"overlay.opaque".to_vec(),
-                value: b"y".to_vec(),
-            });
-            xattrs.sort();
-            // A directory whose attributes fill the format stays without: the mark is for people who look.
-            if super::xattr_size(xattrs).is_none() {
-                xattrs.retain(|xattr| xattr.name != b"overlay.opaque");
-            }
+fn show_opaque(tree: &Tree) -> Cow<'_, Tree> {
+    let is_opaque = |inode: &Inode| inode.directory().is_some_and(|directory| directory.opaque);
+    if !tree.inodes().any(is_opaque) {
+        return Cow::Borrowed(tree);
+    }
+    let mut tree = tree.clone();
+    for inode in tree.inodes_mut().filter(|inode| is_opaque(inode)) {
+        let mark = Xattr { namespace: Namespace::Trusted, name: b"overlay.opaque".to_vec(), value: b"y".to_vec() };
+        let mut xattrs = inode.attributes.xattrs.clone();
+        xattrs.push(mark);
+        xattrs.sort();
+        // A directory whose attributes fill the format stays without: the mark is for people who look.
+        if super::xattr_size(&xattrs).is_some() {
+            inode.attributes.xattrs = xattrs;
         }
     }
+    Cow::Owned(tree)
 }
 
 /// A writer that knows how far it is.

@@ -31,7 +31,7 @@ pub(crate) struct BuiltLayer {
     pub(crate) blocks: u32,
 }
 
-/// Makes the EROFS image of the layer that `input` brings in the new file `path`, and puts it on the disk.
+/// Makes the EROFS image of the layer that `input` brings in the new file `path`, which is not synced to the disk.
 ///
 /// On an error the file may be left behind, unfinished. When `input` fails or ends early, the error is
 /// [`LayerError::Input`] or [`LayerError::Corrupt`]; whoever feeds it knows better, and should be asked first.
@@ -71,16 +71,17 @@ fn build_inner(
     limits: &Limits,
 ) -> Result<BuiltLayer, LayerError> {
     let decoder = Decoder::new(&mut *compressed).map_err(LayerError::Input)?;
-    let mut archive = Hashing::new(Limited { input: decoder, left: limits.layer_bytes });
+    let limit = limits.unpacked(expected.size);
+    let mut archive = Hashing::new(Limited { input: decoder, left: limit });
     let mut data = DataWriter::new(file, path);
     let tree = match intake(&mut archive, &mut data, limits) {
-        Err(_) if archive.input.left == 0 => return Err(too_large(limits)),
+        Err(_) if archive.input.left == 0 => return Err(too_large(limit)),
         result => result?,
     };
     // Archives are padded beyond their end, and the digest covers that.
     match io::copy(&mut archive, &mut io::sink()) {
         Ok(_) => {}
-        Err(_) if archive.input.left == 0 => return Err(too_large(limits)),
+        Err(_) if archive.input.left == 0 => return Err(too_large(limit)),
         Err(error) => return Err(LayerError::Input(error)),
     }
     let Hashing { input: Limited { input: decoder, .. }, hasher } = archive;
@@ -98,17 +99,15 @@ fn build_inner(
         return Err(LayerError::Corrupt(reason));
     }
     let (file, data_end) = data.finish()?;
-    let blocks =
-        erofs::write_layer(&file, tree.clone(), data_end, expected.diff_id.uuid()).map_err(|error| match error {
-            ErofsError::Write(error) => LayerError::Store(Error::store("write", path)(error)),
-            ErofsError::TooLarge | ErofsError::Tree(_) => LayerError::Limit(error.to_string()),
-        })?;
-    file.sync_all().map_err(|error| LayerError::Store(Error::store("sync", path)(error)))?;
+    let blocks = erofs::write_layer(&file, &tree, data_end, expected.diff_id.uuid()).map_err(|error| match error {
+        ErofsError::Write(error) => LayerError::Store(Error::store("write", path)(error)),
+        ErofsError::TooLarge | ErofsError::Tree(_) => LayerError::Limit(error.to_string()),
+    })?;
     Ok(BuiltLayer { tree, blocks })
 }
 
-fn too_large(limits: &Limits) -> LayerError {
-    LayerError::Limit(format!("its archive is larger than {} bytes", limits.layer_bytes))
+fn too_large(limit: u64) -> LayerError {
+    LayerError::Limit(format!("its archive is larger than {limit} bytes"))
 }
 
 /// Hashes what is read through it.

@@ -124,7 +124,8 @@ impl Store {
             .map_err(|error| Error::corrupt(format!("layer {diff_id}"), error.to_string()))?;
         files::write(&directory.path().join(LAYER_TREE), &tree)?;
         let image = directory.path().join(LAYER_IMAGE);
-        let allocated = std::fs::metadata(&image).map_err(Error::store("look at", &image))?.blocks() * 512;
+        let synced = std::fs::File::open(&image).and_then(|file| file.sync_all().and_then(|()| file.metadata()));
+        let allocated = synced.map_err(Error::store("sync", &image))?.blocks() * 512;
         let record = LayerRecord::new(built.blocks, tree.len() as u64, allocated);
         files::write_record(&directory.path().join(LAYER_RECORD), &record)?;
         let _change = self.change();

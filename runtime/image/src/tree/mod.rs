@@ -176,6 +176,11 @@ impl Tree {
     }
 
     /// All inodes, in no particular order.
+    pub(crate) fn inodes(&self) -> impl Iterator<Item = &Inode> {
+        self.inodes.iter()
+    }
+
+    /// As [`Tree::inodes`], to be changed.
     pub(crate) fn inodes_mut(&mut self) -> impl Iterator<Item = &mut Inode> {
         self.inodes.iter_mut()
     }
