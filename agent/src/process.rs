@@ -38,7 +38,8 @@ impl Process {
     pub fn follow(pid: i32, streams: Arc<Streams>, cgroup: Cgroup, leader: bool, reaper: &Reaper) -> Result<Arc<Self>> {
         let pidfd = open_pidfd(pid)?;
         let (sender, outcome) = watch::channel(None);
-        tokio::spawn(follow(reaper.register(pid), cgroup, leader, sender));
+        let oom_kills = cgroup.oom_kills();
+        tokio::spawn(follow(reaper.register(pid), cgroup, oom_kills, leader, sender));
         Ok(Arc::new(Self { pid, streams, pidfd, outcome }))
     }
 
@@ -68,10 +69,15 @@ impl Process {
     }
 }
 
-async fn follow(mut exit: ExitWatch, cgroup: Cgroup, leader: bool, outcome: watch::Sender<Option<Outcome>>) {
-    let before = cgroup.oom_kills();
+async fn follow(
+    mut exit: ExitWatch,
+    cgroup: Cgroup,
+    oom_kills: u64,
+    leader: bool,
+    outcome: watch::Sender<Option<Outcome>>,
+) {
     let exit = ended(&mut exit).await;
-    let oom_killed = cgroup.oom_kills() > before;
+    let oom_killed = cgroup.oom_kills() > oom_kills;
     if leader {
         // The kernel does so where the container has a PID namespace of its own.
         let _ = cgroup.kill();

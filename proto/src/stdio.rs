@@ -5,9 +5,12 @@
 //! agent answers with one [`Reply`] line. After an `ok` reply:
 //!
 //! * `stdin`: the host sends raw bytes; shutting down its sending side closes the
-//!   process's standard input (for a terminal it sends the end-of-file character).
+//!   process's standard input (for a terminal it sends the end-of-file character). A
+//!   connection that is reset leaves the input open for another.
 //! * `stdout`, `stderr`: the agent sends raw bytes beginning at the requested offset of
 //!   the stream; the end of the connection's receiving side is the end of the stream.
+//!   A stream ends when the last process that holds it lets go, and all of it is sent: an
+//!   exec process may be over (`Wait` has answered) while a child of it still writes.
 //!   The host acknowledges with 8-byte little-endian cumulative offsets, sent whenever it
 //!   has made the bytes below that offset durable; the agent keeps every byte until it is
 //!   acknowledged, up to [`BUFFER_BYTES`] a stream, and reads no more from the process
