@@ -117,7 +117,7 @@ fn lines(bytes: &[u8], max_lines: usize, cut_first: bool) -> Vec<String> {
     let mut lines: Vec<String> = bytes
         .split(|byte| *byte == b'\n')
         .skip(skip)
-        .map(|line| printable(line))
+        .map(printable)
         .filter(|line| !line.trim().is_empty())
         .collect();
     lines.split_off(lines.len().saturating_sub(max_lines))

@@ -1,5 +1,7 @@
 //! Whole machines with guests of a few instructions, which any /dev/kvm can run.
 
+#![allow(clippy::unwrap_used)]
+
 mod machine;
 
 use std::os::fd::AsFd;

@@ -16,7 +16,6 @@ const LOAD: u64 = 0x20_0000;
 
 /// The machine code of some lines of assembler, for a guest that starts there in 64-bit
 /// mode with the first GiB of memory mapped to itself.
-
 macro_rules! code {
     ($($line:expr),*) => {{
         let (start, end): (*const u8, *const u8);
