@@ -114,12 +114,8 @@ pub fn tail(path: &Path, max_lines: usize) -> Result<Vec<String>, ConsoleError> 
 
 fn lines(bytes: &[u8], max_lines: usize, cut_first: bool) -> Vec<String> {
     let skip = usize::from(cut_first);
-    let mut lines: Vec<String> = bytes
-        .split(|byte| *byte == b'\n')
-        .skip(skip)
-        .map(printable)
-        .filter(|line| !line.trim().is_empty())
-        .collect();
+    let mut lines: Vec<String> =
+        bytes.split(|byte| *byte == b'\n').skip(skip).map(printable).filter(|line| !line.trim().is_empty()).collect();
     lines.split_off(lines.len().saturating_sub(max_lines))
 }
 

@@ -124,10 +124,7 @@ fn parse(file: &File, size: u64) -> Result<(u64, Vec<Segment>), KernelError> {
             "it does not start with the ELF magic"
         }));
     }
-    if header[elf::EI_CLASS] != 2
-        || header[elf::EI_DATA] != 1
-        || u16_at(&header, 18) != MACHINE_X86_64
-    {
+    if header[elf::EI_CLASS] != 2 || header[elf::EI_DATA] != 1 || u16_at(&header, 18) != MACHINE_X86_64 {
         return Err(format("it is an ELF file for another machine"));
     }
     let entry = u64_at(&header, 24);
