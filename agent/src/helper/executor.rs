@@ -33,13 +33,20 @@ pub struct StatusExecutor {
     pub late: Option<(LinuxSeccomp, Option<LinuxCapabilities>)>,
 }
 
+/// The standard signals are 1 to 31 (signal(7)).
+const LAST_STANDARD_SIGNAL: i32 = 31;
+
 impl Executor for StatusExecutor {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         let args = spec.process().as_ref().and_then(|process| process.args().clone()).unwrap_or_default();
         let command = args.first().cloned().unwrap_or_default();
-        // Rust ignores the signal, and a command would inherit that.
-        // SAFETY: setting a signal to its default installs no handler.
-        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+        // A command inherits what is ignored: Rust ignores SIGPIPE, and whoever started the
+        // agent may have ignored others.
+        for signal in 1..=LAST_STANDARD_SIGNAL {
+            // SAFETY: setting a signal to its default installs no handler. SIGKILL and
+            // SIGSTOP are refused, which changes nothing.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
         let failure = match self.apply_late() {
             Ok(()) => become_command(&command, &args),
             Err(reason) => Failure { path: command, reason, command: false, code: NOT_EXECUTABLE },

@@ -143,6 +143,9 @@ mod tests {
     }
 
     proptest! {
+        // Each case makes and cuts up to 100 kB.
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
         #[test]
         fn the_log_tells_exactly_what_it_holds(
             chunks in prop::collection::vec(prop::collection::vec(prop_oneof![Just(b'\n'), Just(b' '), any::<u8>()], 0..20_000), 0..6)
