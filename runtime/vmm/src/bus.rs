@@ -2,12 +2,11 @@
 //! Called on the processors' threads. What nobody answers reads as ones and swallows
 //! writes.
 
-use std::io;
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use vm_superio::Trigger;
 use vm_superio::serial::{NoEvents, Serial};
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::console::Ring;
 use crate::exit::{self, Exit};
@@ -26,28 +25,28 @@ pub enum PortWrite {
     End(Exit),
 }
 
-/// The serial port's interrupt line.
-#[derive(Debug)]
-pub struct SerialInterrupt(pub EventFd);
+/// The serial port's interrupt line: there is none. The kernel's messages, which are what
+/// the port is for, are written by polling.
+struct NoInterrupt;
 
-impl Trigger for SerialInterrupt {
-    type E = io::Error;
+impl Trigger for NoInterrupt {
+    type E = Infallible;
 
-    fn trigger(&self) -> io::Result<()> {
-        self.0.write(1)
+    fn trigger(&self) -> Result<(), Infallible> {
+        Ok(())
     }
 }
 
 /// The whole of it.
 pub struct Bus {
-    serial: Mutex<Serial<SerialInterrupt, NoEvents, Ring>>,
+    serial: Mutex<Serial<NoInterrupt, NoEvents, Ring>>,
     pci: Arc<PciBus>,
 }
 
 impl Bus {
     /// A bus with a serial port that writes to `console`, and the devices of `pci`.
-    pub fn new(console: Ring, interrupt: SerialInterrupt, pci: Arc<PciBus>) -> Self {
-        Self { serial: Mutex::new(Serial::new(interrupt, console)), pci }
+    pub fn new(console: Ring, pci: Arc<PciBus>) -> Self {
+        Self { serial: Mutex::new(Serial::new(NoInterrupt, console)), pci }
     }
 
     /// The guest wrote `data` to `port`; several items of a string instruction follow
@@ -61,7 +60,7 @@ impl Bus {
             layout::SERIAL_PORT..0x400 => {
                 let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
                 for byte in data {
-                    // Neither the ring nor an eventfd has a way to fail that the guest could mend.
+                    // The ring has no way to fail.
                     let _ = serial.write((port - layout::SERIAL_PORT) as u8, *byte);
                 }
             }
@@ -114,9 +113,9 @@ mod tests {
     fn bus() -> (tempfile::TempDir, Bus) {
         let dir = tempfile::tempdir().unwrap();
         let ring = Ring::create(&dir.path().join("console")).unwrap();
-        let vm = Arc::new(kvm_ioctls::Kvm::new().unwrap().create_vm().unwrap());
+        let vm = Arc::new(crate::machine::create_vm().unwrap().1);
         let pci = Arc::new(PciBus::new(Arc::new(Routes::new(vm))));
-        (dir, Bus::new(ring, SerialInterrupt(EventFd::new(libc::EFD_NONBLOCK).unwrap()), pci))
+        (dir, Bus::new(ring, pci))
     }
 
     #[test]

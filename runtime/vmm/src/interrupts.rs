@@ -1,5 +1,7 @@
-//! The routes from interrupt numbers (GSI) to what KVM delivers: the pins of the IOAPIC
-//! for the first 24, messages (MSI) for the rest.
+//! The routes from interrupt numbers (GSI) to the messages (MSI) that KVM delivers.
+//!
+//! There are no interrupt controllers but the processors' local ones, hence no pins: a
+//! guest spends hundreds of accesses on finding out that nothing is behind those.
 //!
 //! KVM takes the table as a whole and waits for its processors each time, which costs far
 //! more than an interrupt. So callers route a number when its first interrupt is due, not
@@ -8,14 +10,10 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use kvm_bindings::{
-    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KvmIrqRouting, kvm_irq_routing_entry,
-    kvm_irq_routing_irqchip, kvm_irq_routing_msi,
-};
+use kvm_bindings::{KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_msi};
 use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::EventFd;
 
-const IOAPIC_PINS: u32 = 24;
 /// KVM's limit for the numbers.
 const LIMIT: u32 = 4096;
 
@@ -74,17 +72,11 @@ impl Routes {
         &self.vm
     }
 
-    /// Connects an event descriptor to a pin of the IOAPIC.
-    pub fn connect_pin(&self, event: &EventFd, gsi: u32) -> Result<(), RouteError> {
-        self.vm.register_irqfd(event, gsi).map_err(|source| RouteError::Kvm { what: "connect", gsi, source })
-    }
-
     fn route(&self, gsi: u32, message: Message) -> Result<(), RouteError> {
         let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
         messages.insert(gsi, Some(message));
-        let pins = (0..IOAPIC_PINS).map(pin_entry);
-        let lines = messages.iter().filter_map(|(gsi, message)| message.map(|message| message_entry(*gsi, message)));
-        let entries: Vec<_> = pins.chain(lines).collect();
+        let entries: Vec<_> =
+            messages.iter().filter_map(|(gsi, message)| message.map(|message| entry(*gsi, message))).collect();
         let table = KvmIrqRouting::from_entries(&entries).map_err(|_| RouteError::Exhausted)?;
         self.vm.set_gsi_routing(&table).map_err(|source| RouteError::Kvm { what: "route", gsi, source })
     }
@@ -95,11 +87,15 @@ impl Line {
     pub fn new(routes: Arc<Routes>) -> Result<Self, RouteError> {
         let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(RouteError::Event)?;
         let mut messages = routes.messages.lock().unwrap_or_else(PoisonError::into_inner);
-        let gsi = (IOAPIC_PINS..LIMIT).find(|gsi| !messages.contains_key(gsi)).ok_or(RouteError::Exhausted)?;
+        let gsi = (0..LIMIT).find(|gsi| !messages.contains_key(gsi)).ok_or(RouteError::Exhausted)?;
         messages.insert(gsi, None);
         drop(messages);
         let line = Self { event, gsi, message: None, routes };
-        line.routes.connect_pin(&line.event, gsi)?;
+        line.routes.vm.register_irqfd(&line.event, gsi).map_err(|source| RouteError::Kvm {
+            what: "connect",
+            gsi,
+            source,
+        })?;
         Ok(line)
     }
 
@@ -124,13 +120,7 @@ impl Drop for Line {
     }
 }
 
-fn pin_entry(pin: u32) -> kvm_irq_routing_entry {
-    let mut entry = kvm_irq_routing_entry { gsi: pin, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
-    entry.u.irqchip = kvm_irq_routing_irqchip { irqchip: KVM_IRQCHIP_IOAPIC, pin };
-    entry
-}
-
-fn message_entry(gsi: u32, message: Message) -> kvm_irq_routing_entry {
+fn entry(gsi: u32, message: Message) -> kvm_irq_routing_entry {
     let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
     entry.u.msi = kvm_irq_routing_msi {
         address_lo: message.address as u32,
@@ -146,9 +136,7 @@ mod tests {
     use super::*;
 
     fn routes() -> Arc<Routes> {
-        let vm = kvm_ioctls::Kvm::new().unwrap().create_vm().unwrap();
-        vm.create_irq_chip().unwrap();
-        Arc::new(Routes::new(Arc::new(vm)))
+        Arc::new(Routes::new(Arc::new(crate::machine::create_vm().unwrap().1)))
     }
 
     #[test]
@@ -156,9 +144,9 @@ mod tests {
         let routes = routes();
         let first = Line::new(Arc::clone(&routes)).unwrap();
         let second = Line::new(Arc::clone(&routes)).unwrap();
-        assert_eq!((first.gsi, second.gsi), (24, 25));
+        assert_eq!((first.gsi, second.gsi), (0, 1));
         drop(first);
-        assert_eq!(Line::new(routes).unwrap().gsi, 24);
+        assert_eq!(Line::new(routes).unwrap().gsi, 0);
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! 0x0009_f000  MP configuration table; its floating pointer at 0x9fc00
 //! 0x0010_0000  kernel (where its program headers say); initramfs at the end of low memory
 //! 0xc000_0000  PCI memory window, to 0xfec0_0000
-//! 0xfec0_0000  IOAPIC; 0xfee0_0000 local APICs
+//! 0xfee0_0000  local APICs
 //! 0x1_0000_0000  memory beyond 3 GiB
 //! ```
 
@@ -41,8 +41,6 @@ pub const HIGH_MEMORY: u64 = 0x10_0000;
 pub const PCI_WINDOW: u64 = 0xc000_0000;
 /// End of the PCI memory window.
 pub const PCI_WINDOW_END: u64 = 0xfec0_0000;
-/// The IOAPIC's registers.
-pub const IOAPIC: u64 = 0xfec0_0000;
 /// The local APICs' registers.
 pub const LOCAL_APIC: u64 = 0xfee0_0000;
 /// Three pages that KVM needs on some Intel processors, and the one after for its identity map.
@@ -54,8 +52,6 @@ pub const ABOVE_4G: u64 = 0x1_0000_0000;
 
 /// First serial port.
 pub const SERIAL_PORT: u16 = 0x3f8;
-/// Its interrupt.
-pub const SERIAL_IRQ: u32 = 4;
 /// Keyboard controller: only its reset command exists.
 pub const KEYBOARD_PORT: u16 = 0x64;
 /// PCI configuration address and data, 4 bytes each.

@@ -13,7 +13,7 @@
 //!
 //! # The machine
 //!
-//! An x86-64 PC without firmware and ACPI: processors, local APICs and an IOAPIC
+//! An x86-64 PC without firmware, ACPI and IOAPIC: processors and their local APICs
 //! described by an MP table, kvm-clock, one serial port for what the kernel has to say
 //! ([`console`]), a PCI bus of virtio devices ([`pci`]), and two ports by which the guest
 //! ends the machine ([`exit`]).

@@ -7,12 +7,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::{self, BootError};
-use crate::bus::{Bus, SerialInterrupt};
+use crate::bus::Bus;
 use crate::config::MachineConfig;
 use crate::console::{ConsoleError, Ring};
 use crate::control::server::{Incoming, Server, ServerError};
@@ -24,7 +25,7 @@ use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::{Vsock, VsockError};
 use crate::event_loop::{EventLoop, Mode, Source, Token};
 use crate::exit::Exit;
-use crate::interrupts::{RouteError, Routes};
+use crate::interrupts::Routes;
 use crate::memory::{self, MemoryError};
 use crate::pci::{BusError, PciBus, VirtioPci};
 use crate::{chain, layout, report, sys};
@@ -70,9 +71,6 @@ pub enum Error {
     /// See there.
     #[error(transparent)]
     Bus(#[from] BusError),
-    /// See there.
-    #[error(transparent)]
-    Route(#[from] RouteError),
     /// See there.
     #[error(transparent)]
     Vsock(#[from] VsockError),
@@ -139,6 +137,7 @@ struct Machine {
     events: EventLoop,
     /// What the event loop watches for each device.
     watched: BTreeMap<u8, Watched>,
+    has_random_source: bool,
     control: Server,
     clients: BTreeMap<u64, Token>,
     ended: Arc<Mutex<Option<Exit>>>,
@@ -154,13 +153,15 @@ struct Watched {
 }
 
 /// Opens KVM and makes an empty virtual machine with interrupt controllers.
-fn create_vm() -> Result<(Kvm, VmFd), Error> {
+pub(crate) fn create_vm() -> Result<(Kvm, VmFd), Error> {
     let kvm = Kvm::new().map_err(Error::Kvm)?;
     for (capability, name) in [
         (Cap::Irqfd, "irqfd"),
         (Cap::IrqRouting, "interrupt routing"),
         (Cap::IoeventfdNoLength, "ioeventfd without length"),
         (Cap::ImmediateExit, "immediate exit"),
+        (Cap::SplitIrqchip, "local interrupt controllers alone"),
+        (Cap::CoalescedPio, "coalesced port writes"),
     ] {
         if !kvm.check_extension(capability) {
             return Err(Error::Capability(name));
@@ -175,7 +176,9 @@ fn create_vm() -> Result<(Kvm, VmFd), Error> {
     };
     vm.set_tss_address(layout::KVM_TSS as usize).map_err(setup("set the task segment's address"))?;
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(setup("set the identity map's address"))?;
-    vm.create_irq_chip().map_err(setup("create the interrupt controllers"))?;
+    // Local interrupt controllers in KVM, and no others.
+    let controllers = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
+    vm.enable_cap(&controllers).map_err(setup("create the interrupt controllers"))?;
     Ok((kvm, vm))
 }
 
@@ -197,11 +200,11 @@ impl Machine {
 
         let routes = Arc::new(Routes::new(Arc::new(vm)));
         let pci = Arc::new(PciBus::new(Arc::clone(&routes)));
+        if let Some(first) = vcpus.first() {
+            pci.collect_addresses(first.fd()).map_err(host("collect port writes"))?;
+        }
         let console = Ring::create(&config.console)?;
-        let serial =
-            EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(host("create an event descriptor"))?;
-        routes.connect_pin(&serial, layout::SERIAL_IRQ)?;
-        let bus = Arc::new(Bus::new(console, SerialInterrupt(serial), Arc::clone(&pci)));
+        let bus = Arc::new(Bus::new(console, Arc::clone(&pci)));
 
         let control = Server::listen(&config.control)?;
         let mut sockets = vec![Removed(config.control.clone())];
@@ -224,6 +227,7 @@ impl Machine {
             pci,
             events,
             watched: BTreeMap::new(),
+            has_random_source: false,
             control,
             clients: BTreeMap::new(),
             ended: Arc::default(),
@@ -232,7 +236,6 @@ impl Machine {
             _sockets: sockets,
         };
         machine.add_device(Box::new(vsock))?;
-        machine.add_device(Box::new(Rng::new().map_err(host("create the random number device"))?))?;
         Ok((machine, vcpus, bus))
     }
 
@@ -247,6 +250,19 @@ impl Machine {
             let _ = self.remove_device(slot);
         }
         watched.map_err(host("watch a device's descriptors")).map(|()| slot)
+    }
+
+    /// Puts the random number device on the bus beside the first disk, to be found by the
+    /// same scan. At boot it would only cost time: the kernel gets a seed from us.
+    fn add_random_source(&mut self) {
+        if !self.has_random_source {
+            let device = Rng::new().map_err(host("create the random number device"));
+            let added = device.and_then(|device| self.add_device(Box::new(device)));
+            self.has_random_source = added.is_ok();
+            if let Err(error) = added {
+                report("the guest has no random number device", &error);
+            }
+        }
     }
 
     fn watch_device(&mut self, function: &Arc<VirtioPci>) -> io::Result<()> {
@@ -371,6 +387,7 @@ impl Machine {
                 let disk = Disk::new(files, read_only).map_err(|error| chain(&error))?;
                 let block = Block::new(disk).map_err(|error| format!("cannot create the disk's device: {error}"))?;
                 let slot = self.add_device(Box::new(block)).map_err(|error| chain(&error))?;
+                self.add_random_source();
                 Ok(Response::Device { slot })
             }
             Request::RemoveDevice { slot } => {

@@ -1,6 +1,7 @@
 //! The guest's memory: one private anonymous mapping, never prefaulted, presented to the
 //! guest below the PCI window and, for what does not fit there, above 4 GiB.
 
+use std::fs::File;
 use std::io;
 
 use kvm_bindings::kvm_userspace_memory_region;
@@ -94,6 +95,18 @@ pub fn register(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), MemoryError> 
     Ok(())
 }
 
+/// Copies `size` bytes of `file` from `offset` on to guest memory at `address`, before
+/// the guest runs. The file must have them.
+pub fn load(memory: &GuestMemoryMmap, address: u64, file: &File, offset: u64, size: u64) -> io::Result<()> {
+    let size = usize::try_from(size).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let target = memory.get_slice(GuestAddress(address), size).map_err(io::Error::other)?;
+    if size > 0 {
+        // SAFETY: the slice has `size` bytes.
+        unsafe { sys::FileRange::new(file, offset, size)?.copy_to(target.ptr_guard_mut().as_ptr()) };
+    }
+    Ok(())
+}
+
 /// End of the memory below the PCI window.
 #[must_use]
 pub fn low_end(memory: &GuestMemoryMmap) -> u64 {
@@ -122,12 +135,33 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_one_named_mapping_aligned_for_huge_pages() {
-        let memory = map(64).unwrap();
-        let start = memory.iter().next().unwrap().as_ptr() as usize;
-        assert!(start.is_multiple_of(2 << 20));
+    fn memory_is_one_range_aligned_for_huge_pages() {
+        let memory = map(4096).unwrap();
+        let mut next = memory.iter().next().unwrap().as_ptr() as usize;
+        assert!(next.is_multiple_of(2 << 20));
+        let end = next + (4096 << 20);
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-        let line = format!("{start:x}-{:x} ", start + (64 << 20));
-        assert!(maps.contains(&line), "no mapping {line}in {maps}");
+        while next < end {
+            let start = format!("{next:x}-");
+            let line = maps.lines().find(|line| line.starts_with(&start)).expect("a mapping goes on there");
+            let (range, _) = line.split_once(' ').unwrap();
+            next = usize::from_str_radix(range.split_once('-').unwrap().1, 16).unwrap();
+        }
+        assert_eq!(next, end);
+    }
+
+    #[test]
+    fn files_are_loaded_from_any_offset() {
+        let mut file = tempfile::tempfile().unwrap();
+        let content: Vec<u8> = (0..20_000_u32).map(|index| (index % 251) as u8).collect();
+        io::Write::write_all(&mut file, &content).unwrap();
+        let memory = map(32).unwrap();
+        for (offset, size) in [(0, 20_000), (1, 1), (4097, 8191), (64, 128), (19_999, 1), (5, 0)] {
+            load(&memory, 0x20_0003, &file, offset as u64, size as u64).unwrap();
+            let mut read = vec![0; size];
+            memory.read_slice(&mut read, GuestAddress(0x20_0003)).unwrap();
+            assert_eq!(read, &content[offset..offset + size]);
+        }
+        assert!(load(&memory, (32 << 20) - 4, &file, 0, 5).is_err(), "beyond the end of memory");
     }
 }

@@ -5,9 +5,11 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::thread::JoinHandleExt;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 use std::thread::JoinHandle;
 
+use kvm_bindings::{KVM_COALESCED_MMIO_PAGE_OFFSET, kvm_coalesced_mmio, kvm_coalesced_mmio_ring};
+use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::EventFd;
 
 /// Two MiB: what a huge page is aligned to.
@@ -17,6 +19,9 @@ const GUEST_MEMORY_NAME: &std::ffi::CStr = c"nacelle-guest";
 
 /// Maps `size` bytes of zeroed private memory for a guest, aligned for huge pages and
 /// left out of core dumps. It is never unmapped: it ends with the process.
+///
+/// The first 2 MiB do not get a huge page: a guest without firmware touches a dozen
+/// pages there, and zeroing the rest would cost more than their faults.
 pub fn map_guest_memory(size: usize) -> io::Result<NonNull<u8>> {
     let padded = size.checked_add(HUGE_PAGE).ok_or(io::ErrorKind::OutOfMemory)?;
     // SAFETY: a fresh anonymous mapping at an address of the kernel's choice touches no
@@ -47,6 +52,7 @@ pub fn map_guest_memory(size: usize) -> io::Result<NonNull<u8>> {
             libc::munmap(aligned.byte_add(size), after);
         }
         libc::madvise(aligned, size, libc::MADV_DONTDUMP);
+        libc::madvise(aligned, size.min(HUGE_PAGE), libc::MADV_NOHUGEPAGE);
         libc::prctl(
             libc::PR_SET_VMA,
             libc::PR_SET_VMA_ANON_NAME as libc::c_ulong,
@@ -104,6 +110,139 @@ impl Drop for SharedMap {
     fn drop(&mut self) {
         // SAFETY: the mapping made by `new`, which nothing refers to any more.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.size) };
+    }
+}
+
+/// A range of a file, mapped for reading.
+#[derive(Debug)]
+pub struct FileRange {
+    map: *mut libc::c_void,
+    mapped: usize,
+    skip: usize,
+    size: usize,
+}
+
+impl FileRange {
+    /// Maps `size` bytes of `file` from `offset` on. The file must have them, and keep
+    /// them while this lives: whoever truncates it ends the process.
+    pub fn new(file: &File, offset: u64, size: usize) -> io::Result<Self> {
+        const PAGE: u64 = 4096;
+        let skip = (offset % PAGE) as usize;
+        let start = libc::off_t::try_from(offset - offset % PAGE).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let mapped = size.checked_add(skip).filter(|size| *size > 0).ok_or(io::ErrorKind::InvalidInput)?;
+        // SAFETY: a fresh mapping at an address of the kernel's choice.
+        let map =
+            unsafe { libc::mmap(ptr::null_mut(), mapped, libc::PROT_READ, libc::MAP_PRIVATE, file.as_raw_fd(), start) };
+        if map == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Self { map, mapped, skip, size }) }
+    }
+
+    /// Copies the range to `target`, which nobody else accesses meanwhile.
+    ///
+    /// # Safety
+    /// The whole size of the range can be written at `target`.
+    pub unsafe fn copy_to(&self, target: *mut u8) {
+        // SAFETY: the range lies within the mapping, and the caller vouches for the target.
+        unsafe { copy_wide(self.map.cast::<u8>().add(self.skip), target, self.size) };
+    }
+}
+
+impl Drop for FileRange {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made by `new`, which nothing refers to any more.
+        unsafe { libc::munmap(self.map, self.mapped) };
+    }
+}
+
+/// Copies with 16-byte loads and stores. `memcpy` and `read(2)` copy this much by a
+/// string instruction, which is no faster on hardware and far slower in an emulator.
+///
+/// # Safety
+/// `size` bytes can be read at `source` and written at `target`, and do not overlap.
+unsafe fn copy_wide(source: *const u8, target: *mut u8, size: usize) {
+    use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_storeu_si128};
+    const BLOCK: usize = 64;
+    let whole = size - size % BLOCK;
+    let mut offset = 0;
+    while offset < whole {
+        // SAFETY: a block at `offset` lies within `size` bytes; neither access needs
+        // alignment; every x86-64 processor has the instructions.
+        unsafe {
+            let (from, to): (*const __m128i, *mut __m128i) = (source.add(offset).cast(), target.add(offset).cast());
+            let (a, b) = (_mm_loadu_si128(from), _mm_loadu_si128(from.add(1)));
+            let (c, d) = (_mm_loadu_si128(from.add(2)), _mm_loadu_si128(from.add(3)));
+            _mm_storeu_si128(to, a);
+            _mm_storeu_si128(to.add(1), b);
+            _mm_storeu_si128(to.add(2), c);
+            _mm_storeu_si128(to.add(3), d);
+        }
+        offset += BLOCK;
+    }
+    // SAFETY: what is left of `size` bytes.
+    unsafe { ptr::copy_nonoverlapping(source.add(whole), target.add(whole), size - whole) };
+}
+
+/// KVM's list of writes that it took note of without leaving the guest.
+#[derive(Debug)]
+pub struct CoalescedWrites {
+    ring: NonNull<kvm_coalesced_mmio_ring>,
+}
+
+// SAFETY: the mapping belongs to the process, not to a thread, and `drain` takes it
+// exclusively.
+unsafe impl Send for CoalescedWrites {}
+
+const RING_SIZE: usize = 4096;
+const RING_ENTRIES: u32 = ((RING_SIZE - size_of::<kvm_coalesced_mmio_ring>()) / size_of::<kvm_coalesced_mmio>()) as u32;
+
+impl CoalescedWrites {
+    /// The list of the virtual machine that `vcpu` belongs to.
+    pub fn new(vcpu: &VcpuFd) -> io::Result<Self> {
+        let offset = libc::off_t::from(KVM_COALESCED_MMIO_PAGE_OFFSET) * RING_SIZE as libc::off_t;
+        // SAFETY: a fresh mapping at an address of the kernel's choice.
+        let ring = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                RING_SIZE,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                vcpu.as_raw_fd(),
+                offset,
+            )
+        };
+        if ring == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        NonNull::new(ring.cast()).map(|ring| Self { ring }).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+    }
+
+    /// Takes all writes off the list, oldest first, as address and data.
+    pub fn drain(&mut self, mut write: impl FnMut(u64, &[u8])) {
+        // SAFETY: the page is mapped as long as `self` lives; KVM advances `last`, we
+        // `first`, both aligned words.
+        let (first, last) = unsafe {
+            let ring = self.ring.as_ptr();
+            (AtomicU32::from_ptr(&raw mut (*ring).first), AtomicU32::from_ptr(&raw mut (*ring).last))
+        };
+        let mut next = first.load(Ordering::Relaxed);
+        while next < RING_ENTRIES && next != last.load(Ordering::Acquire) {
+            // SAFETY: `next` is below the number of entries that follow the header in the
+            // page, and KVM does not touch an entry between `first` and `last`.
+            let entry = unsafe {
+                let entries: *const kvm_coalesced_mmio = (&raw const (*self.ring.as_ptr()).coalesced_mmio).cast();
+                entries.add(next as usize).read()
+            };
+            next = (next + 1) % RING_ENTRIES;
+            fence(Ordering::Release);
+            first.store(next, Ordering::Release);
+            write(entry.phys_addr, entry.data.get(..entry.len as usize).unwrap_or(&entry.data));
+        }
+    }
+}
+
+impl Drop for CoalescedWrites {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made by `new`, which nothing refers to any more.
+        unsafe { libc::munmap(self.ring.as_ptr().cast(), RING_SIZE) };
     }
 }
 

@@ -131,9 +131,9 @@ fn a_socket_in_use_is_named() {
     assert!(guest.config.control.exists(), "another's socket must stay");
 }
 
-/// Drives the random number device as a kernel does: finds it on the bus, moves both of
-/// its ranges, negotiates, sets up a queue with an interrupt, moves the port range again,
-/// notifies, and waits for the interrupt.
+/// Drives the random number device, which comes with the first disk, as a kernel does:
+/// finds it on the bus, moves both of its ranges, negotiates, sets up a queue with an
+/// interrupt, moves the port range again, notifies, and waits for the interrupt.
 #[test]
 fn a_virtio_device_answers_by_interrupt_from_where_the_guest_put_it() {
     let guest = Guest::start(code!(
@@ -159,19 +159,19 @@ fn a_virtio_device_answers_by_interrupt_from_where_the_guest_put_it() {
         // The local APIC on.
         "mov ebx, 0xfee00000",
         "mov dword ptr [rbx + 0xf0], 0x1ff",
-        // Who is in slot 2? Anything but the random number device ends here.
-        "mov ecx, 0x80001000",
+        // Wait until the random number device is in slot 3.
+        "4: mov ecx, 0x80001800",
         "call 6f",
         "cmp eax, 0x10441af4",
-        "jne 9f",
+        "jne 4b",
         // Answer to ports and memory, then move both ranges.
-        "mov ecx, 0x80001004",
+        "mov ecx, 0x80001804",
         "mov eax, 7",
         "call 7f",
-        "mov ecx, 0x80001010",
+        "mov ecx, 0x80001810",
         "mov eax, 0x2000",
         "call 7f",
-        "mov ecx, 0x80001014",
+        "mov ecx, 0x80001814",
         "mov eax, 0xd0000000",
         "call 7f",
         // MSI-X: vector 1 delivers 0x41; the capability is the first.
@@ -180,7 +180,7 @@ fn a_virtio_device_answers_by_interrupt_from_where_the_guest_put_it() {
         "mov dword ptr [rbx + 0x14], 0",
         "mov dword ptr [rbx + 0x18], 0x41",
         "mov dword ptr [rbx + 0x1c], 0",
-        "mov ecx, 0x80001040",
+        "mov ecx, 0x80001840",
         "mov eax, 0x80000000",
         "call 7f",
         // Negotiate VIRTIO_F_VERSION_1.
@@ -224,7 +224,7 @@ fn a_virtio_device_answers_by_interrupt_from_where_the_guest_put_it() {
         "mov word ptr [0x301004], 0",
         "mov word ptr [0x301002], 1",
         // The ports move once more while the device is active.
-        "mov ecx, 0x80001010",
+        "mov ecx, 0x80001810",
         "mov eax, 0x3000",
         "call 7f",
         "mov dx, 0x3080",
@@ -259,6 +259,9 @@ fn a_virtio_device_answers_by_interrupt_from_where_the_guest_put_it() {
         "mov al, 1",
         "out dx, al"
     ));
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(4096).unwrap();
+    connect(&guest).call(&Request::AddDisk { read_only: true }, &[file.as_fd()], TIMEOUT).unwrap();
     let (exit, console, _) = guest.wait();
     assert_eq!(exit, Exit::PoweredOff);
     assert_eq!(console, ["1@"], "one buffer of 16 bytes ('0' + 16)");

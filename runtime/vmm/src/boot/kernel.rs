@@ -2,12 +2,12 @@
 //! by segment, straight from the file.
 
 use std::fs::File;
-use std::io::{self, Seek, SeekFrom};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use linux_loader::elf;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestMemoryMmap;
 
 use crate::{layout, memory};
 
@@ -45,7 +45,7 @@ pub enum KernelError {
     },
     /// A segment cannot be copied.
     #[error("cannot copy a segment into guest memory")]
-    Copy(#[source] vm_memory::GuestMemoryError),
+    Copy(#[source] io::Error),
 }
 
 /// A kernel in guest memory.
@@ -74,7 +74,7 @@ impl Segment {
 
 /// Loads the kernel at `path`. Memory beyond the file's data is left as it is: zero.
 pub fn load(memory: &GuestMemoryMmap, path: &Path) -> Result<Kernel, KernelError> {
-    let mut file = File::open(path)?;
+    let file = File::open(path)?;
     let size = file.metadata()?.len();
     let (entry, segments) = parse(&file, size)?;
     let limit = memory::low_end(memory);
@@ -87,9 +87,7 @@ pub fn load(memory: &GuestMemoryMmap, path: &Path) -> Result<Kernel, KernelError
         return Err(format(&format!("its entry point {entry:#x} lies in no segment")));
     }
     for segment in segments {
-        file.seek(SeekFrom::Start(segment.offset))?;
-        let count = usize::try_from(segment.file_size).map_err(|_| format("segment too large"))?;
-        memory.read_exact_volatile_from(GuestAddress(segment.address), &mut file, count).map_err(KernelError::Copy)?;
+        memory::load(memory, segment.address, &file, segment.offset, segment.file_size).map_err(KernelError::Copy)?;
     }
     Ok(Kernel { entry, end })
 }
@@ -178,6 +176,7 @@ fn u64_at(bytes: &[u8], offset: usize) -> u64 {
 pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
+    use vm_memory::{Bytes, GuestAddress};
 
     const LOAD: u64 = 0x20_0000;
 

@@ -7,10 +7,10 @@ mod mptable;
 mod params;
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestMemoryMmap;
 
 pub use kernel::KernelError;
 pub use params::ParamsError;
@@ -63,9 +63,9 @@ pub enum InitramfsError {
         /// Size of the file.
         size: u64,
     },
-    /// The file changed underfoot.
+    /// Copying failed.
     #[error("cannot copy it into guest memory")]
-    Copy(#[source] vm_memory::GuestMemoryError),
+    Copy(#[source] io::Error),
 }
 
 /// Beginnings of the archives that Linux unpacks: newc cpio and its compressions.
@@ -93,7 +93,7 @@ pub fn prepare(memory: &GuestMemoryMmap, config: &MachineConfig) -> Result<u64, 
 
 /// Reads the initramfs to the end of low memory; returns its address and size.
 fn load_initramfs(memory: &GuestMemoryMmap, path: &Path, kernel_end: u64) -> Result<(u64, u64), InitramfsError> {
-    let mut file = File::open(path)?;
+    let file = File::open(path)?;
     let size = file.metadata()?.len();
     if size == 0 {
         return Err(InitramfsError::Empty);
@@ -103,19 +103,19 @@ fn load_initramfs(memory: &GuestMemoryMmap, path: &Path, kernel_end: u64) -> Res
         .map(|address| address & !0xfff)
         .filter(|address| *address >= kernel_end.max(layout::HIGH_MEMORY))
         .ok_or(InitramfsError::TooLarge { size })?;
-    let count = usize::try_from(size).map_err(|_| InitramfsError::TooLarge { size })?;
-    memory.read_exact_volatile_from(GuestAddress(address), &mut file, count).map_err(InitramfsError::Copy)?;
-    let mut start = [0; 6];
-    memory.read(&mut start, GuestAddress(address)).map_err(InitramfsError::Copy)?;
+    let mut start = Vec::new();
+    (&file).take(6).read_to_end(&mut start)?;
     if !ARCHIVES.iter().any(|magic| start.starts_with(magic)) {
         return Err(InitramfsError::Format);
     }
+    memory::load(memory, address, &file, 0, size).map_err(InitramfsError::Copy)?;
     Ok((address, size))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vm_memory::{Bytes, GuestAddress};
 
     fn loaded(content: &[u8], kernel_end: u64) -> Result<(u64, u64), InitramfsError> {
         let file = tempfile::NamedTempFile::new().unwrap();

@@ -1,5 +1,5 @@
 //! The MP table (MultiProcessor Specification 1.4), which tells a guest without ACPI of
-//! its processors and of the IOAPIC.
+//! its processors. It has no IOAPIC and no buses: all interrupts are messages.
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
@@ -7,23 +7,12 @@ use crate::layout;
 
 const SPECIFICATION_1_4: u8 = 4;
 const LOCAL_APIC_VERSION: u8 = 0x14;
-const IOAPIC_VERSION: u8 = 0x11;
 const ENABLED: u8 = 1;
 const BOOT_PROCESSOR: u8 = 2;
 const ENTRY_PROCESSOR: u8 = 0;
-const ENTRY_BUS: u8 = 1;
-const ENTRY_IOAPIC: u8 = 2;
 const ENTRY_INTERRUPT: u8 = 3;
-const ENTRY_LOCAL_INTERRUPT: u8 = 4;
-const INTERRUPT: u8 = 0;
-const NMI: u8 = 1;
-const EXTINT: u8 = 3;
-const ISA_BUS: u8 = 0;
-const ALL_LOCAL_APICS: u8 = 0xff;
-/// APIC ids 0..vcpus are the processors'.
-const fn ioapic_id(vcpus: u8) -> u8 {
-    vcpus
-}
+/// An id that no controller has.
+const NO_IOAPIC: u8 = 0xfe;
 
 /// Writes the table for `vcpus` processors (1 to 64) with APIC ids counted from 0.
 pub fn write(memory: &GuestMemoryMmap, vcpus: u8) -> Result<(), GuestMemoryError> {
@@ -56,13 +45,9 @@ fn table(vcpus: u8) -> Vec<u8> {
         processor[..4].copy_from_slice(&[ENTRY_PROCESSOR, id, LOCAL_APIC_VERSION, flags]);
         entry(&processor);
     }
-    entry(&[ENTRY_BUS, ISA_BUS, b'I', b'S', b'A', b' ', b' ', b' ']);
-    let [a, b, c, d] = address_bytes(layout::IOAPIC);
-    entry(&[ENTRY_IOAPIC, ioapic_id(vcpus), IOAPIC_VERSION, ENABLED, a, b, c, d]);
-    let irq = layout::SERIAL_IRQ as u8;
-    entry(&[ENTRY_INTERRUPT, INTERRUPT, 0, 0, ISA_BUS, irq, ioapic_id(vcpus), irq]);
-    entry(&[ENTRY_LOCAL_INTERRUPT, EXTINT, 0, 0, ISA_BUS, 0, 0, 0]);
-    entry(&[ENTRY_LOCAL_INTERRUPT, NMI, 0, 0, ISA_BUS, 0, ALL_LOCAL_APICS, 1]);
+    // A table without any interrupt is taken for a bug and reported on the console. This
+    // one, from a bus that is not there to an IOAPIC that is not there, is never looked up.
+    entry(&[ENTRY_INTERRUPT, 0, 0, 0, 0, 0, NO_IOAPIC, 0]);
 
     let mut table = Vec::with_capacity(44 + entries.len());
     table.extend_from_slice(b"PCMP");

@@ -20,7 +20,7 @@ use crate::layout;
 /// * `rcupdate.rcu_expedited=1`: a guest this small loses nothing by short grace
 ///   periods, and mounts, namespaces and hot-plug wait for them.
 const COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=-1 pci=conf1,lastbus=0 8250.nr_uarts=1 \
-     i8042.noaux i8042.nokbd swiotlb=noforce rcupdate.rcu_expedited=1 nomodule";
+     i8042.noaux i8042.nokbd swiotlb=noforce rcupdate.rcu_expedited=1";
 
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;

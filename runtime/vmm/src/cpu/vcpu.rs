@@ -44,6 +44,11 @@ impl Vcpu {
         Ok(Self { id, fd })
     }
 
+    /// KVM's handle.
+    pub fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
     /// Makes this the boot processor, which starts a 64-bit kernel at `entry`. The others
     /// wait for it to wake them.
     pub fn boot(&self, memory: &GuestMemoryMmap, entry: u64) -> Result<(), CpuError> {

@@ -2,12 +2,16 @@
 //! any thread.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use kvm_ioctls::{IoEventAddress, VcpuFd};
 
 use super::config::{ConfigSpace, Identity};
 use super::virtio::VirtioPci;
 use crate::devices::virtio::device::VirtioDevice;
 use crate::interrupts::Routes;
+use crate::layout;
+use crate::sys::CoalescedWrites;
 use vm_memory::GuestMemoryMmap;
 
 /// Device numbers on the bus.
@@ -39,6 +43,8 @@ pub struct PciBus {
     bridge: ConfigSpace,
     /// What the guest last wrote to the configuration address port.
     address: AtomicU32,
+    /// Where KVM keeps writes to that port until something is done about them.
+    pending: Mutex<Option<CoalescedWrites>>,
     slots: RwLock<[Option<Arc<VirtioPci>>; SLOTS]>,
 }
 
@@ -51,6 +57,7 @@ impl PciBus {
             routes,
             bridge: ConfigSpace::new(bridge),
             address: AtomicU32::new(0),
+            pending: Mutex::new(None),
             slots: RwLock::new([const { None }; SLOTS]),
         }
     }
@@ -77,8 +84,31 @@ impl PciBus {
         Ok(function)
     }
 
-    /// The guest wrote to the address port: only whole words count.
+    /// Lets KVM collect the writes to the address port, of which there is one for every
+    /// access to a register, without leaving the guest for each.
+    pub fn collect_addresses(&self, vcpu: &VcpuFd) -> std::io::Result<()> {
+        let writes = CoalescedWrites::new(vcpu)?;
+        let port = IoEventAddress::Pio(u64::from(layout::PCI_CONFIG_ADDRESS));
+        self.routes.vm().register_coalesced_mmio(port, 4)?;
+        *self.pending.lock().unwrap_or_else(PoisonError::into_inner) = Some(writes);
+        Ok(())
+    }
+
+    /// Catches up with the address port.
+    fn settle_address(&self) {
+        if let Some(writes) = self.pending.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            writes.drain(|_, data| self.set_address(data));
+        }
+    }
+
+    /// The guest wrote to the address port.
     pub fn write_config_address(&self, data: &[u8]) {
+        self.settle_address();
+        self.set_address(data);
+    }
+
+    /// Only whole words count.
+    fn set_address(&self, data: &[u8]) {
         if let Ok(bytes) = data.try_into() {
             self.address.store(u32::from_le_bytes(bytes), Ordering::Relaxed);
         }
@@ -86,6 +116,7 @@ impl PciBus {
 
     /// The guest reads the address port.
     pub fn read_config_address(&self, data: &mut [u8]) {
+        self.settle_address();
         for (byte, value) in data.iter_mut().zip(self.address.load(Ordering::Relaxed).to_le_bytes()) {
             *byte = value;
         }
@@ -93,6 +124,7 @@ impl PciBus {
 
     /// The slot and register that the address port selects, if it selects one here.
     fn selected(&self, port_offset: u16) -> Option<(usize, usize)> {
+        self.settle_address();
         let address = self.address.load(Ordering::Relaxed);
         let bus_and_function = address & 0x7fff_0700;
         let slot = (address >> 11 & 0x1f) as usize;

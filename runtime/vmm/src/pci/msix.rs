@@ -218,8 +218,7 @@ mod tests {
     use super::*;
 
     fn msix() -> Msix {
-        let vm = kvm_ioctls::Kvm::new().unwrap().create_vm().unwrap();
-        vm.create_irq_chip().unwrap();
+        let vm = crate::machine::create_vm().unwrap().1;
         let msix = Msix::new("test", 2, Arc::new(Routes::new(Arc::new(vm))));
         msix.set_queue_vector(1, 2);
         msix

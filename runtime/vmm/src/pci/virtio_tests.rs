@@ -58,8 +58,7 @@ struct Setup {
 }
 
 fn setup() -> Setup {
-    let vm = kvm_ioctls::Kvm::new().unwrap().create_vm().unwrap();
-    vm.create_irq_chip().unwrap();
+    let vm = crate::machine::create_vm().unwrap().1;
     let bus = PciBus::new(Arc::new(Routes::new(Arc::new(vm))));
     let calls = Arc::new(Calls::default());
     let function = bus.add(Box::new(Fake(Arc::clone(&calls))), &memory::map(32).unwrap()).unwrap();
