@@ -6,7 +6,10 @@
 //! until it ends. The calling thread becomes the event loop: it handles the queues of all
 //! devices, the control socket and termination signals, and nothing in it blocks. Each
 //! virtual processor has a thread that does nothing but run the guest and handle its
-//! register accesses. There are no other threads.
+//! register accesses. Volumes have threads of their own, for a file may take as long as a disk
+//! ([`devices::virtio::fs`]). There are no other threads once the guest runs.
+//!
+//! [`run_jailed`], which the process of a pod calls, leaves the host behind before that: see `jail`.
 //!
 //! What a guest does can cost that guest its devices or its life, never the VMM its
 //! integrity: guest memory, queues and registers are hostile input everywhere.
@@ -28,6 +31,7 @@ pub mod devices;
 mod event_loop;
 pub mod exit;
 mod interrupts;
+mod jail;
 mod layout;
 mod machine;
 mod memory;
@@ -37,7 +41,7 @@ mod sys;
 use std::error::Error as StdError;
 
 pub use exit::Exit;
-pub use machine::{Error, run};
+pub use machine::{Error, run, run_jailed};
 
 /// Writes what went wrong, with its causes, to standard error, which the daemon keeps.
 fn report(what: &str, error: &dyn StdError) {

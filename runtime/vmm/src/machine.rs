@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
 use kvm_ioctls::{Cap, Kvm, VmFd};
@@ -21,11 +22,14 @@ use crate::control::{Request, Response};
 use crate::cpu::{self, CpuError, End, Running, Vcpu};
 use crate::devices::virtio::block::{Block, Disk};
 use crate::devices::virtio::device::VirtioDevice;
+use crate::devices::virtio::fs::{Access, Fs, Volumes};
+use crate::devices::virtio::net::{Net, Tap};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::{Vsock, VsockError};
 use crate::event_loop::{EventLoop, Mode, Source, Token};
 use crate::exit::Exit;
 use crate::interrupts::Routes;
+use crate::jail::{self, JailError};
 use crate::memory::{self, MemoryError};
 use crate::pci::{BusError, PciBus, VirtioPci};
 use crate::{chain, layout, report, sys};
@@ -74,6 +78,9 @@ pub enum Error {
     /// See there.
     #[error(transparent)]
     Vsock(#[from] VsockError),
+    /// See there.
+    #[error(transparent)]
+    Jail(#[from] JailError),
     /// The host's own resources are exhausted.
     #[error("cannot {what}")]
     Host {
@@ -95,14 +102,31 @@ fn setup(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
 /// Builds the machine and serves it until it ends. Sockets that it made are removed.
 ///
 /// SIGTERM and SIGINT end it as [`Request::Stop`] does; they stay blocked in the calling
-/// thread.
+/// thread. So does what bounds the system calls of a VMM: the thread is of no use for
+/// anything else afterwards.
 ///
 /// # Errors
 /// If the machine cannot be built, in which case the guest never ran; or if the host's
 /// resources give out while it is served.
 pub fn run(config: &MachineConfig) -> Result<Exit, Error> {
     check(config)?;
+    build_and_serve(config)
+}
+
+/// The same, with this process put into its jail first: it can do nothing else afterwards. To
+/// be called while it has one thread only.
+///
+/// # Errors
+/// Those of [`run`], and if the process cannot be jailed.
+pub fn run_jailed(config: &MachineConfig) -> Result<Exit, Error> {
+    check(config)?;
+    jail::enter(config)?;
+    build_and_serve(config)
+}
+
+fn build_and_serve(config: &MachineConfig) -> Result<Exit, Error> {
     let (machine, vcpus, bus) = Machine::build(config)?;
+    jail::filter::confine()?;
     machine.serve(vcpus, &bus)
 }
 
@@ -138,6 +162,8 @@ struct Machine {
     /// What the event loop watches for each device.
     watched: BTreeMap<u8, Watched>,
     has_random_source: bool,
+    /// The device of volumes and what it shows, once there is one.
+    volumes: Option<(u8, Arc<Volumes>)>,
     control: Server,
     clients: BTreeMap<u64, Token>,
     ended: Arc<Mutex<Option<Exit>>>,
@@ -182,14 +208,30 @@ pub(crate) fn create_vm() -> Result<(Kvm, VmFd), Error> {
     Ok((kvm, vm))
 }
 
+/// Makes the virtual machine, and its memory with the kernel in it: at the same time, for
+/// the host's kernel spends milliseconds of the first in waiting for grace periods.
+fn create_and_load(config: &MachineConfig) -> Result<((Kvm, VmFd), GuestMemoryMmap, u64), Error> {
+    thread::scope(|scope| {
+        let creation = thread::Builder::new()
+            .name("create-vm".into())
+            .spawn_scoped(scope, create_vm)
+            .map_err(host("start a thread"))?;
+        let loaded = memory::map(config.memory_mib).map_err(Error::from).and_then(|memory| {
+            let entry = boot::prepare(&memory, config)?;
+            Ok((memory, entry))
+        });
+        let created = creation.join().map_err(|_| host("create a virtual machine")(io::Error::other("panic")))??;
+        let (memory, entry) = loaded?;
+        Ok((created, memory, entry))
+    })
+}
+
 impl Machine {
     fn build(config: &MachineConfig) -> Result<(Self, Vec<Vcpu>, Arc<Bus>), Error> {
         let signals = sys::termination_signals().map_err(host("set up signal handling"))?;
         sys::install_kick_handler().map_err(host("set up signal handling"))?;
-        let (kvm, vm) = create_vm()?;
-        let memory = memory::map(config.memory_mib)?;
+        let ((kvm, vm), memory, entry) = create_and_load(config)?;
         memory::register(&vm, &memory)?;
-        let entry = boot::prepare(&memory, config)?;
 
         let template = cpu::Template::read(&kvm).map_err(setup("read the processor features that KVM supports"))?;
         let vcpus =
@@ -228,6 +270,7 @@ impl Machine {
             events,
             watched: BTreeMap::new(),
             has_random_source: false,
+            volumes: None,
             control,
             clients: BTreeMap::new(),
             ended: Arc::default(),
@@ -377,7 +420,9 @@ impl Machine {
 
     /// Does what a client asks, or says why not.
     fn perform(&mut self, request: Request, fds: Vec<OwnedFd>) -> Result<Response, String> {
-        if !fds.is_empty() && !matches!(request, Request::AddDisk { .. }) {
+        let takes_files =
+            matches!(request, Request::AddDisk { .. } | Request::AddNet { .. } | Request::AddVolume { .. });
+        if !fds.is_empty() && !takes_files {
             return Err("this request takes no file descriptors".into());
         }
         match request {
@@ -390,8 +435,22 @@ impl Machine {
                 self.add_random_source();
                 Ok(Response::Device { slot })
             }
+            Request::AddNet { mac, mtu } => {
+                let net = net_device(fds, mac, mtu)?;
+                let slot = self.add_device(Box::new(net)).map_err(|error| chain(&error))?;
+                Ok(Response::Device { slot })
+            }
+            Request::AddFs => self.add_fs().map(|slot| Response::Device { slot }),
+            Request::AddVolume { name, access } => self.add_volume(&name, access, fds).map(|()| Response::Done),
+            Request::RemoveVolume { name } => {
+                if let Some((_, volumes)) = &self.volumes {
+                    volumes.remove(&name);
+                }
+                Ok(Response::Done)
+            }
             Request::RemoveDevice { slot } => {
                 self.remove_device(slot).map_err(|error| chain(&error))?;
+                self.volumes.take_if(|(of, _)| *of == slot);
                 Ok(Response::Done)
             }
             Request::Stop => {
@@ -400,4 +459,32 @@ impl Machine {
             }
         }
     }
+}
+
+impl Machine {
+    /// The slot of the device of volumes, which is put on the bus at the first call.
+    fn add_fs(&mut self) -> Result<u8, String> {
+        if let Some((slot, _)) = self.volumes {
+            return Ok(slot);
+        }
+        let volumes = Arc::new(Volumes::new());
+        let device = Fs::new(volumes.clone()).map_err(|error| format!("cannot create the device: {error}"))?;
+        let slot = self.add_device(Box::new(device)).map_err(|error| chain(&error))?;
+        self.volumes = Some((slot, volumes));
+        Ok(slot)
+    }
+
+    fn add_volume(&mut self, name: &str, access: Access, fds: Vec<OwnedFd>) -> Result<(), String> {
+        let [file] = <[OwnedFd; 1]>::try_from(fds)
+            .map_err(|fds| format!("a volume is one directory or file, not {}", fds.len()))?;
+        let (_, volumes) = self.volumes.as_ref().ok_or("there is no device for volumes: add it first")?;
+        volumes.add(name, file, access).map_err(|error| chain(&error))
+    }
+}
+
+/// The network interface behind the tap that came with a request.
+fn net_device(fds: Vec<OwnedFd>, mac: [u8; 6], mtu: u16) -> Result<Net, String> {
+    let [tap] = <[OwnedFd; 1]>::try_from(fds).map_err(|fds| format!("an interface has one tap, not {}", fds.len()))?;
+    let tap = Tap::new(tap).map_err(|error| chain(&error))?;
+    Net::new(tap, mac, mtu).map_err(|error| format!("cannot create the interface's device: {error}"))
 }

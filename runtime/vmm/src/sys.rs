@@ -136,13 +136,26 @@ impl FileRange {
         if map == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Self { map, mapped, skip, size }) }
     }
 
-    /// Copies the range to `target`, which nobody else accesses meanwhile.
+    /// Copies the range to `target`, which is zero and nobody else accesses meanwhile. Pages
+    /// of the target for which the file has only zeros are not touched.
     ///
     /// # Safety
     /// The whole size of the range can be written at `target`.
     pub unsafe fn copy_to(&self, target: *mut u8) {
-        // SAFETY: the range lies within the mapping, and the caller vouches for the target.
-        unsafe { copy_wide(self.map.cast::<u8>().add(self.skip), target, self.size) };
+        const PAGE: usize = 4096;
+        // SAFETY: the range lies within the mapping.
+        let source = unsafe { std::slice::from_raw_parts(self.map.cast::<u8>().add(self.skip), self.size) };
+        let mut offset = 0;
+        while let Some(rest) = source.get(offset..).filter(|rest| !rest.is_empty()) {
+            // To the end of the target's page.
+            let room = PAGE - (target as usize).wrapping_add(offset) % PAGE;
+            let part = rest.get(..room).unwrap_or(rest);
+            if !is_zero(part) {
+                // SAFETY: the part lies within the range, and the caller vouches for the target.
+                unsafe { copy_wide(part.as_ptr(), target.add(offset), part.len()) };
+            }
+            offset += part.len();
+        }
     }
 }
 
@@ -151,6 +164,12 @@ impl Drop for FileRange {
         // SAFETY: the mapping made by `new`, which nothing refers to any more.
         unsafe { libc::munmap(self.map, self.mapped) };
     }
+}
+
+/// Whether there is nothing but zeros. Rarely looks at more than the first words.
+fn is_zero(bytes: &[u8]) -> bool {
+    let (words, rest) = bytes.as_chunks::<64>();
+    words.iter().all(|word| *word == [0; 64]) && rest.iter().all(|byte| *byte == 0)
 }
 
 /// Copies with 16-byte loads and stores. `memcpy` and `read(2)` copy this much by a

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use machine::{Guest, code};
 use nacelle_vmm::Exit;
-use nacelle_vmm::control::{Client, ClientError, Request, Response};
+use nacelle_vmm::control::{Access, Client, ClientError, Request, Response};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -109,6 +109,40 @@ fn disks_come_and_go_while_the_guest_runs() {
     assert_eq!(again, Response::Device { slot: first }, "a free slot is used again");
     let none = client.call(&Request::AddDisk { read_only: true }, &[], TIMEOUT);
     assert!(matches!(none, Err(ClientError::Refused(_))), "a disk without files");
+    client.call(&Request::Stop, &[], TIMEOUT).unwrap();
+    guest.wait();
+}
+
+#[test]
+fn volumes_come_and_go_while_the_guest_runs() {
+    let guest = Guest::start(code!("2: hlt", "jmp 2b"));
+    let mut client = connect(&guest);
+    let directory = std::fs::File::open("/").unwrap();
+    let add = |name: &str| Request::AddVolume { name: name.into(), access: Access::Read };
+    let refused = |client: &mut Client, request: &Request, files: usize| {
+        let files = vec![directory.as_fd(); files];
+        match client.call(request, &files, TIMEOUT) {
+            Err(ClientError::Refused(reason)) => reason,
+            other => panic!("{request:?}: {other:?}"),
+        }
+    };
+    assert!(refused(&mut client, &add("data"), 1).contains("no device for volumes"));
+    let first = client.call(&Request::AddFs, &[], TIMEOUT).unwrap();
+    assert!(matches!(first, Response::Device { .. }));
+    assert_eq!(client.call(&Request::AddFs, &[], TIMEOUT).unwrap(), first, "there is one");
+    assert_eq!(client.call(&add("data"), &[directory.as_fd()], TIMEOUT).unwrap(), Response::Done);
+    assert!(refused(&mut client, &add("data"), 1).contains("there is a volume"));
+    assert!(refused(&mut client, &add("a/b"), 1).contains("no name"));
+    assert!(refused(&mut client, &add("two"), 2).contains("one directory or file"));
+    assert!(refused(&mut client, &add("none"), 0).contains("one directory or file"));
+    for _ in 0..2 {
+        let remove = Request::RemoveVolume { name: "data".into() };
+        assert_eq!(client.call(&remove, &[], TIMEOUT).unwrap(), Response::Done);
+    }
+    assert_eq!(client.call(&add("data"), &[directory.as_fd()], TIMEOUT).unwrap(), Response::Done);
+    let Response::Device { slot } = first else { panic!("not a device") };
+    assert_eq!(client.call(&Request::RemoveDevice { slot }, &[], TIMEOUT).unwrap(), Response::Done);
+    assert!(refused(&mut client, &add("data"), 1).contains("no device for volumes"));
     client.call(&Request::Stop, &[], TIMEOUT).unwrap();
     guest.wait();
 }

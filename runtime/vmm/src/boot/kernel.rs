@@ -15,6 +15,9 @@ const HEADER_SIZE: usize = 64;
 const PROGRAM_HEADER_SIZE: usize = 56;
 /// A kernel has four or five; a file that claims more than this is no kernel.
 const PROGRAM_HEADER_LIMIT: u16 = 64;
+/// Bytes of the header that tell 64-bit, and little-endian.
+const CLASS: usize = 4;
+const DATA: usize = 5;
 const MACHINE_X86_64: u16 = 62;
 
 /// What is wrong with a kernel file.
@@ -122,7 +125,7 @@ fn parse(file: &File, size: u64) -> Result<(u64, Vec<Segment>), KernelError> {
             "it does not start with the ELF magic"
         }));
     }
-    if header[elf::EI_CLASS] != 2 || header[elf::EI_DATA] != 1 || u16_at(&header, 18) != MACHINE_X86_64 {
+    if header[CLASS] != 2 || header[DATA] != 1 || u16_at(&header, 18) != MACHINE_X86_64 {
         return Err(format("it is an ELF file for another machine"));
     }
     let entry = u64_at(&header, 24);

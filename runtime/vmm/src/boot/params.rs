@@ -19,8 +19,12 @@ use crate::layout;
 /// * `8250.nr_uarts=1`: do not probe for three more ports.
 /// * `rcupdate.rcu_expedited=1`: a guest this small loses nothing by short grace
 ///   periods, and mounts, namespaces and hot-plug wait for them.
+/// * `noreplace-smp`: on one processor, do not rewrite the eight thousand lock prefixes of
+///   the kernel's text. It takes longer than they ever would.
+/// * `dummy.numdummies=0`: a pod has the interfaces that it was given, and no other.
 const COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=-1 pci=conf1,lastbus=0 8250.nr_uarts=1 \
-     i8042.noaux i8042.nokbd swiotlb=noforce rcupdate.rcu_expedited=1";
+     i8042.noaux i8042.nokbd swiotlb=noforce rcupdate.rcu_expedited=1 noreplace-smp \
+     dummy.numdummies=0";
 
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
@@ -110,7 +114,7 @@ pub fn write(memory: &GuestMemoryMmap, configured: &str, initramfs: (u64, u64)) 
     params.hdr.setup_data = layout::SETUP_DATA;
     let map = memory_map(memory);
     for (entry, (start, end, kind)) in params.e820_table.iter_mut().zip(&map) {
-        *entry = boot_e820_entry { addr: *start, size: end - start, r#type: *kind };
+        *entry = boot_e820_entry { addr: *start, size: end - start, type_: *kind };
         params.e820_entries += 1;
     }
     memory.write_obj(params, GuestAddress(layout::BOOT_PARAMS))?;

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::devices::virtio::fs::Access;
+
 /// Longest message in bytes.
 pub const MESSAGE_LIMIT: usize = 64 * 1024;
 /// Most file descriptors beside one message.
@@ -19,6 +21,30 @@ pub enum Request {
     AddDisk {
         /// Whether the guest is refused writes.
         read_only: bool,
+    },
+    /// Puts a network interface on the bus. The message carries its tap: a descriptor of
+    /// `/dev/net/tun` attached to an interface with `IFF_TAP`, `IFF_NO_PI` and
+    /// `IFF_VNET_HDR`.
+    AddNet {
+        /// Its Ethernet address.
+        mac: [u8; 6],
+        /// The longest packet in bytes, without the Ethernet header: 68 to 65535.
+        mtu: u16,
+    },
+    /// Puts the device that shows volumes on the bus, unless it is there.
+    AddFs,
+    /// Gives the guest a volume. The message carries its directory or file, which may be a
+    /// descriptor opened with `O_PATH`.
+    AddVolume {
+        /// Its name below the device's root: 1 to 255 of `[A-Za-z0-9_.-]`.
+        name: String,
+        /// What the guest may do with it.
+        access: Access,
+    },
+    /// Takes a volume away. One that is not there is fine.
+    RemoveVolume {
+        /// Its name.
+        name: String,
     },
     /// Takes a device off the bus. The guest has let go of it before.
     RemoveDevice {
@@ -43,7 +69,7 @@ pub enum Response {
         /// Name of the sandbox.
         id: String,
     },
-    /// Answer to [`Request::AddDisk`].
+    /// Answer to [`Request::AddDisk`], [`Request::AddNet`] and [`Request::AddFs`].
     Device {
         /// Device number on PCI bus 0, 1 to 31.
         slot: u8,

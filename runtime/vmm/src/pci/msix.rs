@@ -34,6 +34,7 @@ struct Table {
 /// The interrupts of one device.
 pub struct Msix {
     device: &'static str,
+    vectors: usize,
     routes: Arc<Routes>,
     table: Mutex<Table>,
     config_vector: AtomicU16,
@@ -42,14 +43,16 @@ pub struct Msix {
 }
 
 impl Msix {
-    /// Interrupts for a device with `queues` queues: a vector for each, and one for changes of
-    /// its configuration.
-    pub fn new(device: &'static str, queues: usize, routes: Arc<Routes>) -> Self {
+    /// Interrupts for a device with `queues` queues: one vector for changes of its
+    /// configuration and, unless it is `shared`, one for each queue.
+    pub fn new(device: &'static str, queues: usize, shared: bool, routes: Arc<Routes>) -> Self {
+        let vectors = if shared { 2 } else { queues.saturating_add(1) };
         let entry = || Entry { words: [0, 0, 0, ENTRY_MASKED], pending: false, line: None };
         Self {
             device,
+            vectors,
             routes,
-            table: Mutex::new(Table { control: 0, entries: (0..=queues).map(|_| entry()).collect() }),
+            table: Mutex::new(Table { control: 0, entries: (0..vectors).map(|_| entry()).collect() }),
             config_vector: AtomicU16::new(NO_VECTOR),
             queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
             generation: AtomicU8::new(0),
@@ -62,7 +65,7 @@ impl Msix {
 
     /// Number of vectors.
     pub fn vectors(&self) -> usize {
-        self.queue_vectors.len() + 1
+        self.vectors
     }
 
     /// Changes whenever the device's configuration does.
@@ -219,7 +222,7 @@ mod tests {
 
     fn msix() -> Msix {
         let vm = crate::machine::create_vm().unwrap().1;
-        let msix = Msix::new("test", 2, Arc::new(Routes::new(Arc::new(vm))));
+        let msix = Msix::new("test", 2, false, Arc::new(Routes::new(Arc::new(vm))));
         msix.set_queue_vector(1, 2);
         msix
     }
@@ -274,6 +277,21 @@ mod tests {
         msix.set_queue_vector(0, 3);
         assert_eq!(msix.queue_vector(0), NO_VECTOR, "vector 3 does not exist");
         assert_eq!(msix.generation(), 1);
+    }
+
+    #[test]
+    fn queues_can_share_a_vector() {
+        let vm = crate::machine::create_vm().unwrap().1;
+        let msix = Msix::new("test", 3, true, Arc::new(Routes::new(Arc::new(vm))));
+        assert_eq!(msix.vectors(), 2);
+        msix.set_control(CONTROL_ENABLE);
+        for queue in 0..3 {
+            msix.set_queue_vector(queue, 2);
+            assert_eq!(msix.queue_vector(queue), NO_VECTOR, "vector 2 does not exist");
+            msix.set_queue_vector(queue, 1);
+        }
+        msix.queue(2);
+        assert_eq!(pending(&msix), 0b10);
     }
 
     #[test]

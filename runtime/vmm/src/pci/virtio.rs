@@ -59,6 +59,8 @@ pub struct VirtioPci {
     routes: Arc<Routes>,
     interrupt: Arc<Msix>,
     notifications: Vec<EventFd>,
+    /// Whether the device waits for them itself.
+    own_threads: bool,
     /// Copies of where the function answers, to be looked up without its lock.
     ports: AtomicU32,
     window: AtomicU32,
@@ -80,7 +82,7 @@ impl VirtioPci {
     /// The device as it appears in `slot`.
     pub fn new(
         slot: u8,
-        device: Box<dyn VirtioDevice>,
+        mut device: Box<dyn VirtioDevice>,
         memory: GuestMemoryMmap,
         routes: Arc<Routes>,
     ) -> io::Result<Self> {
@@ -89,10 +91,11 @@ impl VirtioPci {
         if queues > QUEUE_LIMIT {
             return Err(io::Error::other(format!("{queues} queues, at most {QUEUE_LIMIT} are possible")));
         }
-        let interrupt = Arc::new(Msix::new(name, queues, Arc::clone(&routes)));
+        let interrupt = Arc::new(Msix::new(name, queues, device.shares_interrupt(), Arc::clone(&routes)));
         let notifications = (0..queues)
             .map(|_| EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC))
             .collect::<io::Result<Vec<_>>>()?;
+        let own_threads = device.take_notifications(&notifications)?;
         let mut config = ConfigSpace::new(Identity {
             vendor: VENDOR,
             device: MODERN_DEVICE + device.device_type(),
@@ -109,6 +112,7 @@ impl VirtioPci {
             routes,
             interrupt,
             notifications,
+            own_threads,
             ports: AtomicU32::new(NOWHERE),
             window: AtomicU32::new(NOWHERE),
             inner: Mutex::new(Inner {
@@ -137,9 +141,10 @@ impl VirtioPci {
         self.name
     }
 
-    /// The event descriptors of its queues, written when the driver notifies one.
+    /// The event descriptors of its queues, written when the driver notifies one; none if
+    /// nobody else is to wait for them.
     pub fn notifications(&self) -> &[EventFd] {
-        &self.notifications
+        if self.own_threads { &[] } else { &self.notifications }
     }
 
     /// Calls `watch` with the descriptor that the device wants watched, if any.

@@ -17,7 +17,7 @@ use vm_memory::{GuestMemory, GuestMemoryMmap, VolatileSlice};
 use super::ring::AvailableChain;
 
 /// The most buffers one system call takes.
-const IOV_MAX: usize = libc::UIO_MAXIOV as usize;
+pub(super) const IOV_MAX: usize = libc::UIO_MAXIOV as usize;
 
 /// What makes a chain useless as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -134,6 +134,11 @@ impl<'a> GuestBytes<'a> {
         // A chain is shorter than 4 GiB, see `DescriptorChain`.
         let len = buffers.iter().map(|buffer| buffer.iov_len).sum();
         Self { buffers, len, memory: PhantomData }
+    }
+
+    /// The buffers as they are. They are guest memory for as long as that is borrowed.
+    pub(super) fn buffers(&self) -> &[iovec] {
+        self.buffers
     }
 
     /// Bytes left.
@@ -335,6 +340,21 @@ impl<'a> GuestBytes<'a> {
             let message = message(buffers);
             // SAFETY: the header is valid, its buffers are as above.
             unsafe { libc::sendmsg(socket, &raw const message, flags) }
+        })
+    }
+
+    /// Writes everything to `file` as one packet. Returns how much of it was taken.
+    ///
+    /// # Errors
+    /// What `writev` reports, `WouldBlock` included; `InvalidInput` if it is in more pieces
+    /// than one call takes.
+    pub fn write_packet(&mut self, file: BorrowedFd<'_>) -> io::Result<usize> {
+        if self.buffers.len() > IOV_MAX {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        self.transfer(self.len, |buffers| {
+            // SAFETY: the buffers are guest memory, alive while `self` is borrowed.
+            unsafe { libc::writev(file.as_raw_fd(), buffers.as_ptr(), int_len(buffers)) }
         })
     }
 

@@ -5,17 +5,20 @@
 //! Queue and poll events are handled on the event loop's thread. What follows from a
 //! register access ([`VirtioDevice::read_config`], [`VirtioDevice::activate`],
 //! [`VirtioDevice::reset`]) happens on the thread of the processor that made it, so that
-//! the driver finds it done. All of them hold the device's lock.
+//! the driver finds it done. All of them hold the device's lock. A device whose requests may
+//! take long has threads of its own ([`VirtioDevice::take_notifications`]).
 //!
 //! Everything that comes out of guest memory or a queue is hostile. A handler never
 //! panics on it: a malformed request fails that request, a malformed queue
 //! ([`DeviceError`]) marks the device as needing a reset, and nothing else notices.
 
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
 
 /// Tells the driver that something happened.
 pub trait Interrupt: Send + Sync {
@@ -55,6 +58,11 @@ pub trait VirtioDevice: Send {
     fn device_type(&self) -> u16;
     /// Largest size of each queue; its length is the number of queues.
     fn queue_sizes(&self) -> &[u16];
+    /// Whether one interrupt serves all queues. Each interrupt takes a driver time to set up,
+    /// which counts for a device that is there at boot.
+    fn shares_interrupt(&self) -> bool {
+        false
+    }
     /// Feature bits offered, `VIRTIO_F_VERSION_1` included.
     fn features(&self) -> u64;
     /// Reads the device-specific configuration. Bytes beyond its end read as zero.
@@ -65,6 +73,16 @@ pub trait VirtioDevice: Send {
     fn reset(&mut self);
     /// The driver notified queue `index`. Called on an active device only.
     fn queue_notified(&mut self, index: u16) -> Result<(), DeviceError>;
+    /// The event descriptors by which the driver notifies each queue. A device that answers
+    /// true waits for them in threads of its own, and [`VirtioDevice::queue_notified`] is not
+    /// called. Called once, before everything else.
+    ///
+    /// # Errors
+    /// If the process has no file descriptor left.
+    fn take_notifications(&mut self, notifications: &[EventFd]) -> io::Result<bool> {
+        let _ = notifications;
+        Ok(false)
+    }
     /// A descriptor to watch for input for as long as the device lives (an epoll instance
     /// if the device has several), or none.
     fn poll_fd(&self) -> Option<BorrowedFd<'_>> {

@@ -2,7 +2,11 @@
 
 pub mod block;
 pub mod chain;
+mod chain_queue;
+mod config_space;
 pub mod device;
+pub mod fs;
+pub mod net;
 pub mod ring;
 pub mod rng;
 #[cfg(test)]

@@ -1,9 +1,11 @@
 //! One virtqueue of an active device: taking chains, giving them back, and as few
 //! notifications as the driver agreed to.
 
-use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use std::sync::atomic::{Ordering, fence};
+
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_AVAIL_F_NO_INTERRUPT};
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
 
 use super::device::{DeviceError, Interrupt};
 
@@ -16,8 +18,8 @@ pub struct Ring {
     device: &'static str,
     index: u16,
     queue: Queue,
-    /// Whether chains were given back since the driver was last told.
-    unsignalled: bool,
+    /// Chains given back in all when the driver was last told, modulo 2^16.
+    signalled: u16,
 }
 
 impl Ring {
@@ -33,7 +35,7 @@ impl Ring {
         features: u64,
     ) -> Result<Self, DeviceError> {
         queue.set_event_idx(features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0);
-        let ring = Self { device, index, queue, unsignalled: false };
+        let ring = Self { device, index, signalled: queue.next_used(), queue };
         if !ring.queue.ready() {
             return Err(ring.error("the driver did not enable it"));
         }
@@ -80,8 +82,30 @@ impl Ring {
     /// # Errors
     /// If `head` is not a descriptor of this queue.
     pub fn complete(&mut self, memory: &GuestMemoryMmap, head: u16, written: u32) -> Result<(), DeviceError> {
-        self.unsignalled = true;
         self.queue.add_used(memory, head, written).map_err(|error| self.error(&error.to_string()))
+    }
+
+    /// Gives several chains back at once: the driver sees all of them or none, as it has to
+    /// where one thing lies in several chains.
+    ///
+    /// # Errors
+    /// If there are more than the queue has entries, or the used ring cannot be written.
+    pub fn complete_all(&mut self, memory: &GuestMemoryMmap, chains: &[(u16, u32)]) -> Result<(), DeviceError> {
+        let (size, first) = (self.queue.size(), self.queue.next_used());
+        let count = u16::try_from(chains.len()).ok().filter(|count| *count <= size);
+        let count = count.ok_or_else(|| self.error("more chains given back than it has"))?;
+        let written = (first..).zip(chains).try_for_each(|(index, (head, written))| {
+            // Flags and index, then elements of an index and a length.
+            let element = self.queue.used_ring() + 4 + 8 * u64::from(index % size);
+            memory.write_obj([u32::from(*head).to_le(), written.to_le()], GuestAddress(element))
+        });
+        let next = first.wrapping_add(count);
+        let index = GuestAddress(self.queue.used_ring() + 2);
+        written
+            .and_then(|()| memory.store(next.to_le(), index, Ordering::Release))
+            .map_err(|error| self.error(&error.to_string()))?;
+        self.queue.set_next_used(next);
+        Ok(())
     }
 
     /// Interrupts the driver if chains were given back and it wants to know.
@@ -89,13 +113,28 @@ impl Ring {
     /// # Errors
     /// If the driver's wish cannot be read.
     pub fn signal(&mut self, memory: &GuestMemoryMmap, interrupt: &dyn Interrupt) -> Result<(), DeviceError> {
-        if !std::mem::take(&mut self.unsignalled) {
+        let next = self.queue.next_used();
+        let before = std::mem::replace(&mut self.signalled, next);
+        if next == before {
             return Ok(());
         }
-        match self.queue.needs_notification(memory) {
-            Ok(true) => interrupt.queue(self.index),
-            Ok(false) => {}
-            Err(error) => return Err(self.error(&error.to_string())),
+        // The driver writes its wish, then looks whether chains were given back; the other
+        // way round here.
+        fence(Ordering::SeqCst);
+        let available = self.queue.avail_ring();
+        let wanted = if self.queue.event_idx_enabled() {
+            // Virtio 1.2, section 2.7.7.2: an event among those given back since.
+            let event = available + 4 + 2 * u64::from(self.queue.size());
+            memory
+                .load(GuestAddress(event), Ordering::Relaxed)
+                .map(|event| next.wrapping_sub(u16::from_le(event)).wrapping_sub(1) < next.wrapping_sub(before))
+        } else {
+            memory
+                .load(GuestAddress(available), Ordering::Relaxed)
+                .map(|flags| u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+        };
+        if wanted.map_err(|error| self.error(&error.to_string()))? {
+            interrupt.queue(self.index);
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! The configuration space (virtio 1.2, section 5.2.4), and the limits it states.
 
 use super::disk::SECTOR;
+use crate::devices::virtio::config_space;
 
 /// Entries of the queue.
 pub const QUEUE_SIZE: u16 = 128;
@@ -48,11 +49,7 @@ impl ConfigSpace {
 
     /// Copies what lies at `offset`; what lies beyond the end is zero.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
-        let rest = usize::try_from(offset).ok().and_then(|offset| self.0.get(offset..)).unwrap_or(&[]);
-        let known = rest.len().min(data.len());
-        let (head, tail) = data.split_at_mut(known);
-        head.copy_from_slice(&rest[..known]);
-        tail.fill(0);
+        config_space::read(&self.0, offset, data);
     }
 }
 

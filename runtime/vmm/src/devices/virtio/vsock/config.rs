@@ -1,14 +1,11 @@
 //! The configuration space (virtio 1.2, section 5.10.4).
 
 use super::packet::GUEST_CID;
+use crate::devices::virtio::config_space;
 
 /// Reads the guest's address; what lies beyond it is zero.
 pub fn read(offset: u64, data: &mut [u8]) {
-    let space = GUEST_CID.to_le_bytes();
-    let rest = usize::try_from(offset).ok().and_then(|offset| space.get(offset..)).unwrap_or(&[]);
-    for (index, byte) in data.iter_mut().enumerate() {
-        *byte = rest.get(index).copied().unwrap_or(0);
-    }
+    config_space::read(&GUEST_CID.to_le_bytes(), offset, data);
 }
 
 #[cfg(test)]

@@ -212,6 +212,10 @@ impl VirtioDevice for Vsock {
         VIRTIO_ID_VSOCK as u16
     }
 
+    fn shares_interrupt(&self) -> bool {
+        true
+    }
+
     fn queue_sizes(&self) -> &[u16] {
         &QUEUE_SIZES
     }

@@ -1,0 +1,105 @@
+//! The files that the guest has open.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::nodes::Node;
+
+/// An open file or directory.
+#[derive(Debug)]
+pub struct Handle {
+    /// Number of the node it was opened by.
+    pub node: u64,
+    /// Number of its volume.
+    pub volume: u64,
+    /// Whether it was opened for writing.
+    pub writable: bool,
+    /// The file.
+    pub file: File,
+    /// Held while a directory is read: the descriptor has one position.
+    pub position: Mutex<()>,
+}
+
+/// All of them.
+#[derive(Debug)]
+pub struct Handles {
+    table: Mutex<Table>,
+    limit: usize,
+}
+
+#[derive(Debug)]
+struct Table {
+    next: u64,
+    handles: HashMap<u64, Arc<Handle>>,
+}
+
+impl Handles {
+    /// None yet, and never more than `limit`.
+    pub fn new(limit: usize) -> Self {
+        Self { table: Mutex::new(Table { next: 1, handles: HashMap::new() }), limit }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives an open file a number.
+    ///
+    /// # Errors
+    /// `ENFILE` if the guest has too many open, `ESTALE` if the volume has gone.
+    pub fn add(&self, node: &Node, writable: bool, file: File) -> io::Result<u64> {
+        let mut table = self.lock();
+        if node.volume.gone() {
+            return Err(io::Error::from_raw_os_error(libc::ESTALE));
+        }
+        if table.handles.len() >= self.limit {
+            return Err(io::Error::from_raw_os_error(libc::ENFILE));
+        }
+        let id = table.next;
+        table.next += 1;
+        let handle = Handle { node: node.id, volume: node.volume.id, writable, file, position: Mutex::new(()) };
+        table.handles.insert(id, Arc::new(handle));
+        Ok(id)
+    }
+
+    /// The open file of this number, if `node` was opened by it.
+    ///
+    /// # Errors
+    /// `EBADF` if there is none.
+    pub fn get(&self, id: u64, node: u64) -> io::Result<Arc<Handle>> {
+        let found = self.lock().handles.get(&id).filter(|handle| handle.node == node).cloned();
+        found.ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))
+    }
+
+    /// Closes a file. One that is not open is fine: its volume may have gone.
+    pub fn close(&self, id: u64, node: u64) {
+        let mut table = self.lock();
+        if table.handles.get(&id).is_some_and(|handle| handle.node == node) {
+            let gone = table.handles.remove(&id);
+            drop(table);
+            drop(gone);
+        }
+    }
+
+    /// Closes all files of a volume.
+    pub fn remove_volume(&self, volume: u64) {
+        let mut table = self.lock();
+        let gone: Vec<_> = table.handles.extract_if(|_, handle| handle.volume == volume).collect();
+        drop(table);
+        drop(gone);
+    }
+
+    /// Closes all files.
+    pub fn clear(&self) {
+        let gone = std::mem::take(&mut self.lock().handles);
+        drop(gone);
+    }
+
+    /// How many are open.
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.lock().handles.len()
+    }
+}

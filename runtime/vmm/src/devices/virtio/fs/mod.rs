@@ -1,0 +1,53 @@
+//! virtio-fs: directories and files of the host in the guest (virtio 1.2, section 5.11).
+//!
+//! One device serves all volumes of a pod. Its root is a directory of the device's own with
+//! an entry for each volume; what lies below an entry is the host's. A volume comes as a
+//! descriptor of a directory or of a single file and never as a path, and it comes and goes
+//! while the guest runs. See [`Volumes`].
+//!
+//! The FUSE protocol is decoded by `fuse-backend-rs`; what its requests do is here. Its own
+//! pass-through file system serves directories by their paths, acts with nothing but the
+//! caller's own group (a volume of an `fsGroup` would not be writable), and knows neither
+//! single files nor read-only ones.
+//!
+//! * `volumes`: which volumes there are, and what the guest knows of them: `nodes` (files it
+//!   has looked up) and `handles` (files it has open).
+//! * `passthrough`: what each request does, with `attributes`, `directory` and `credentials`.
+//! * `workers`: the threads. A disk that is slow makes nobody wait but who reads from it: the
+//!   event loop never sees a request.
+//! * `device`: registers and the life of the threads.
+//!
+//! # What the guest caches
+//!
+//! Names and attributes for a second, so that what the host changes (a kubelet that swaps the
+//! link of a ConfigMap) is seen about as fast. The content of a file for as long as its time
+//! of modification and its size stay the same. Writes go through: what a process has written
+//! is on the host when `write` returns.
+//!
+//! # What a guest cannot do
+//!
+//! It names one component of a path at a time, and no link is followed on the host, so it
+//! does not get out of its volumes. It opens regular files and directories only: pipes,
+//! sockets and devices that lie in a volume are the guest's own to the guest. It makes no
+//! device files. Locks hold among the processes of its pod.
+
+mod attributes;
+mod config;
+mod credentials;
+mod device;
+mod directory;
+mod handles;
+mod metrics;
+mod nodes;
+mod passthrough;
+mod sys;
+mod volumes;
+mod workers;
+
+pub use config::TAG;
+pub use device::Fs;
+pub use metrics::FsMetrics;
+pub use volumes::{Access, VolumeError, Volumes};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,6 @@
+//! The device as a guest sees it, by real rings and messages.
+
+mod files;
+mod guest;
+mod hostile;
+mod lifecycle;

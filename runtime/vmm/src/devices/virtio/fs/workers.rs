@@ -1,0 +1,315 @@
+//! The threads that serve requests.
+//!
+//! All wait for the same events, of which the kernel gives each to one of them. One thread
+//! alone serves what comes one after the other. Before it does what may take a while (see
+//! [`may_wait`]) it asks for notifications again and lets another see what is there
+//! already, so that a slow disk makes nobody wait but who asked it. A thread more is started
+//! when all are at work, up to [`THREAD_LIMIT`].
+//!
+//! The queue is held while a request is taken and given back, never in between.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use fuse_backend_rs::abi::fuse_abi::{InHeader, Opcode, OutHeader};
+use fuse_backend_rs::api::server::Server;
+use fuse_backend_rs::transport::{Reader, VirtioFsWriter};
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use vm_memory::{ByteValued, Bytes, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::credentials;
+use super::metrics::FsMetrics;
+use super::passthrough::Passthrough;
+use super::volumes::Volumes;
+use crate::devices::virtio::device::{DeviceError, Interrupt};
+use crate::devices::virtio::ring::{AvailableChain, Ring};
+use crate::devices::virtio::wake::Wake;
+use crate::sys::event_fd;
+
+/// Most threads of a device: what a disk can do at once for a few processes.
+const THREAD_LIMIT: usize = 4;
+/// Their stack in bytes; the deepest that they need is a buffer's worth.
+const STACK: usize = 256 * 1024;
+/// Bytes of the longest message without data: a header, arguments, two names.
+const MESSAGE_LIMIT: u32 = (1 << 20) + 0x1000;
+
+/// What a thread is woken for.
+const STOP: u64 = u64::MAX;
+const MORE: u64 = u64::MAX - 1;
+
+/// What all threads share.
+struct Shared {
+    memory: GuestMemoryMmap,
+    rings: Vec<Mutex<Ring>>,
+    interrupt: Arc<dyn Interrupt>,
+    server: Server<Passthrough>,
+    volumes: Arc<Volumes>,
+    epoll: OwnedFd,
+    stop: Wake,
+    /// Set with it, for a thread that has more to do than it gets done.
+    stopped: AtomicBool,
+    more: Wake,
+    /// Threads that wait for events.
+    idle: AtomicUsize,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    failure: Mutex<Option<DeviceError>>,
+    failed: Arc<Wake>,
+}
+
+/// The threads. Dropping it ends them.
+pub struct Workers {
+    shared: Arc<Shared>,
+}
+
+impl Workers {
+    /// Serves `rings`, of which `notifications` tell. `failed` is set when the driver has
+    /// broken the protocol, see [`Workers::failure`].
+    pub fn start(
+        memory: GuestMemoryMmap,
+        rings: Vec<Ring>,
+        notifications: &[EventFd],
+        interrupt: Arc<dyn Interrupt>,
+        volumes: Arc<Volumes>,
+        failed: Arc<Wake>,
+    ) -> io::Result<Self> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        let (stop, more) = (Wake::new()?, Wake::new()?);
+        for (queue, event) in (0..).zip(notifications) {
+            epoll::add(&epoll, event_fd(event), EventData::new_u64(queue), EventFlags::IN | EventFlags::ET)?;
+        }
+        epoll::add(&epoll, &stop, EventData::new_u64(STOP), EventFlags::IN)?;
+        epoll::add(&epoll, &more, EventData::new_u64(MORE), EventFlags::IN | EventFlags::ET)?;
+        let shared = Arc::new(Shared {
+            memory,
+            rings: rings.into_iter().map(Mutex::new).collect(),
+            interrupt,
+            server: Server::new(Passthrough { volumes: volumes.clone() }),
+            volumes,
+            epoll,
+            stop,
+            stopped: AtomicBool::new(false),
+            more,
+            idle: AtomicUsize::new(0),
+            threads: Mutex::default(),
+            failure: Mutex::default(),
+            failed,
+        });
+        // What was made available before the first of them waits is not announced again.
+        shared.more.set();
+        let workers = Self { shared };
+        workers.shared.spawn()?;
+        Ok(workers)
+    }
+
+    /// What the driver did that only a reset mends, once.
+    pub fn failure(&self) -> Option<DeviceError> {
+        lock(&self.shared.failure).take()
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.shared.stopped.store(true, Ordering::SeqCst);
+        self.shared.stop.set();
+        // A thread may be starting another.
+        while let Some(thread) = { lock(&self.shared.threads).pop() } {
+            // It has nothing to tell, not even that it panicked: that ends the process.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl std::fmt::Debug for Workers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Workers").field("threads", &lock(&self.shared.threads).len()).finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    /// Starts a thread unless there are enough.
+    fn spawn(self: &Arc<Self>) -> io::Result<()> {
+        let mut threads = lock(&self.threads);
+        if threads.len() < THREAD_LIMIT {
+            let shared = self.clone();
+            let builder = thread::Builder::new().name("nacelle-fs".into()).stack_size(STACK);
+            threads.push(builder.spawn(move || shared.run())?);
+        }
+        Ok(())
+    }
+
+    fn run(self: &Arc<Self>) {
+        if let Err(error) = credentials::prepare_thread() {
+            crate::report("a thread for volumes cannot get a umask of its own", &error);
+        }
+        loop {
+            self.idle.fetch_add(1, Ordering::SeqCst);
+            let event = self.wait();
+            self.idle.fetch_sub(1, Ordering::SeqCst);
+            let result = match event {
+                Ok(STOP) => return,
+                Ok(MORE) => {
+                    self.more.clear();
+                    (0..self.rings.len()).rev().try_for_each(|queue| self.serve(queue))
+                }
+                Ok(queue) => usize::try_from(queue).map_or(Ok(()), |queue| self.serve(queue)),
+                Err(error) => return crate::report("a thread for volumes cannot wait for requests", &error),
+            };
+            if let Err(error) = result {
+                lock(&self.failure).get_or_insert(error);
+                self.failed.set();
+                return;
+            }
+        }
+    }
+
+    fn wait(&self) -> io::Result<u64> {
+        loop {
+            let mut events = [MaybeUninit::<Event>::uninit(); 1];
+            match epoll::wait(self.epoll.as_fd(), &mut events, None) {
+                Ok((events, _)) => {
+                    if let Some(event) = events.first() {
+                        return Ok(event.data.u64());
+                    }
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Serves a queue until it is empty.
+    fn serve(self: &Arc<Self>, queue: usize) -> Result<(), DeviceError> {
+        let Some(ring) = self.rings.get(queue) else { return Ok(()) };
+        while !self.stopped.load(Ordering::Relaxed) {
+            let chain = {
+                let mut ring = lock(ring);
+                match ring.pop(&self.memory)? {
+                    Some(chain) => chain,
+                    None if ring.rearm(&self.memory)? => continue,
+                    None => return Ok(()),
+                }
+            };
+            let header = self.header(&chain);
+            if may_wait(header.opcode) {
+                let more = lock(ring).rearm(&self.memory)?;
+                self.make_way(more);
+            }
+            let head = chain.head_index();
+            let written = self.answer(chain, header);
+            let mut ring = lock(ring);
+            ring.complete(&self.memory, head, written)?;
+            ring.signal(&self.memory, self.interrupt.as_ref())?;
+        }
+        Ok(())
+    }
+
+    /// Lets another thread go on, for this one may be away for a while.
+    fn make_way(self: &Arc<Self>, more: bool) {
+        if self.idle.load(Ordering::SeqCst) == 0
+            && let Err(error) = self.spawn()
+        {
+            crate::report("volumes have a thread less", &error);
+        }
+        if more {
+            self.more.set();
+        }
+    }
+
+    /// The header of a request; one of zeros, which no request has, if there is none.
+    fn header(&self, chain: &AvailableChain<'_>) -> InHeader {
+        // The driver puts it in a buffer of its own.
+        let first = chain.clone().readable().next();
+        let first = first.filter(|buffer| buffer.len() as usize >= size_of::<InHeader>());
+        first.and_then(|buffer| self.memory.read_obj(buffer.addr()).ok()).unwrap_or_default()
+    }
+
+    /// Answers one request. Returns how many bytes the answer has.
+    fn answer(&self, chain: AvailableChain<'_>, header: InHeader) -> u32 {
+        let metrics = &self.volumes.metrics;
+        FsMetrics::count(&metrics.requests, 1);
+        if is_known(header.opcode) && header.len <= MESSAGE_LIMIT {
+            let reader = Reader::from_descriptor_chain(&self.memory, chain.clone());
+            let writer = VirtioFsWriter::new(&self.memory, chain.clone());
+            if let (Ok(reader), Ok(writer)) = (reader, writer)
+                && let Ok(written) = self.server.handle_message(reader, writer.into(), None, None)
+            {
+                return u32::try_from(written).unwrap_or(u32::MAX);
+            }
+        }
+        FsMetrics::count(&metrics.refused, 1);
+        if [Opcode::Forget as u32, Opcode::BatchForget as u32].contains(&header.opcode) {
+            return 0;
+        }
+        let error = if is_known(header.opcode) { libc::EIO } else { libc::ENOSYS };
+        let answer = OutHeader { len: size_of::<OutHeader>() as u32, error: -error, unique: header.unique };
+        // Where there is no room for it there is nobody to tell.
+        let written = VirtioFsWriter::new(&self.memory, chain)
+            .ok()
+            .and_then(|mut writer| io::Write::write_all(&mut writer, answer.as_slice()).ok());
+        written.map_or(0, |()| answer.len)
+    }
+}
+
+/// Requests that may take as long as a disk or another host does.
+fn may_wait(opcode: u32) -> bool {
+    use Opcode::{Fallocate, Flush, Fsync, Fsyncdir, Read, Write};
+    [Read, Write, Fsync, Fsyncdir, Flush, Fallocate].into_iter().any(|known| known as u32 == opcode)
+}
+
+/// Requests that the device serves. Others get an answer that the driver knows: it does
+/// without. The crate does not get to see them: it makes an enum of any number.
+fn is_known(opcode: u32) -> bool {
+    use Opcode::{
+        BatchForget, Create, Destroy, Fallocate, Flush, Forget, Fsync, Fsyncdir, Getattr, Getxattr, Init, Link,
+        Listxattr, Lookup, Lseek, Mkdir, Mknod, Open, Opendir, Read, Readdir, Readdirplus, Readlink, Release,
+        Releasedir, Removexattr, Rename, Rename2, Rmdir, Setattr, Setxattr, Statfs, Symlink, Unlink, Write,
+    };
+    [
+        Lookup,
+        Forget,
+        Getattr,
+        Setattr,
+        Readlink,
+        Symlink,
+        Mknod,
+        Mkdir,
+        Unlink,
+        Rmdir,
+        Rename,
+        Link,
+        Open,
+        Read,
+        Write,
+        Statfs,
+        Release,
+        Fsync,
+        Setxattr,
+        Getxattr,
+        Listxattr,
+        Removexattr,
+        Flush,
+        Init,
+        Opendir,
+        Readdir,
+        Releasedir,
+        Fsyncdir,
+        Create,
+        Destroy,
+        BatchForget,
+        Fallocate,
+        Readdirplus,
+        Rename2,
+        Lseek,
+    ]
+    .into_iter()
+    .any(|known| known as u32 == opcode)
+}

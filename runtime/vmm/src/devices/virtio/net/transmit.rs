@@ -1,0 +1,69 @@
+//! Packets of the guest.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use vm_memory::GuestMemoryMmap;
+
+use super::metrics::NetMetrics;
+use super::{FRAME_LIMIT, HEADER_SIZE};
+use crate::devices::virtio::chain::ChainScratch;
+use crate::devices::virtio::device::{DeviceError, Interrupt};
+use crate::devices::virtio::ring::Ring;
+
+/// Packets taken in one go before others get their turn.
+const BATCH: usize = 256;
+
+/// The queue that the guest sends by.
+#[derive(Debug)]
+pub struct Transmit {
+    ring: Ring,
+    scratch: ChainScratch,
+}
+
+impl Transmit {
+    /// The driver's queue.
+    pub fn new(ring: Ring) -> Self {
+        Self { ring, scratch: ChainScratch::new() }
+    }
+
+    /// Passes packets on to the tap. True if more wait. A packet that the tap does not take
+    /// is lost, as on any wire.
+    pub fn serve(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        interrupt: &dyn Interrupt,
+        tap: &impl AsFd,
+        metrics: &NetMetrics,
+    ) -> Result<bool, DeviceError> {
+        let ring = &mut self.ring;
+        let mut batch = BATCH;
+        loop {
+            while let Some(chain) = ring.pop(memory)? {
+                let limit = usize::from(ring.size());
+                let mut chain = match self.scratch.load(memory, chain, limit) {
+                    Ok(chain) => chain,
+                    Err(error) => return Err(ring.error(&error.to_string())),
+                };
+                let length = chain.readable.len();
+                let makes_sense = !chain.faulty && (HEADER_SIZE + 1..=FRAME_LIMIT).contains(&length);
+                let fd: BorrowedFd<'_> = tap.as_fd();
+                if makes_sense && chain.readable.write_packet(fd).is_ok() {
+                    NetMetrics::count(&metrics.sent, 1);
+                    NetMetrics::count(&metrics.sent_bytes, length);
+                } else {
+                    NetMetrics::count(&metrics.send_dropped, 1);
+                }
+                ring.complete(memory, chain.head, 0)?;
+                batch -= 1;
+                if batch == 0 {
+                    ring.signal(memory, interrupt)?;
+                    return Ok(true);
+                }
+            }
+            ring.signal(memory, interrupt)?;
+            if !ring.rearm(memory)? {
+                return Ok(false);
+            }
+        }
+    }
+}
