@@ -1,0 +1,194 @@
+//! The plugins of a list, in order (specification, section 3).
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::list::{NetworkList, Version};
+use super::plugin::{Call, Plugins};
+use super::result::AddResult;
+use crate::{Error, Result};
+
+/// A pod's part in one network: all that ADD, CHECK and DEL need.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// The network as it was when the pod joined it.
+    pub list: NetworkList,
+    /// The pod's interface.
+    pub interface: String,
+    /// The sandbox id.
+    pub container_id: String,
+    /// `CNI_ARGS`.
+    pub args: String,
+    /// What a plugin is told if it says that it can make use of it, by capability.
+    pub capabilities: Map<String, Value>,
+    /// The result of ADD, once there is one.
+    pub result: Option<Value>,
+}
+
+/// The plugins with what they are run for.
+#[derive(Debug, Clone, Copy)]
+pub struct Chain<'a> {
+    plugins: &'a Plugins,
+}
+
+impl<'a> Chain<'a> {
+    /// Runs these plugins.
+    #[must_use]
+    pub fn new(plugins: &'a Plugins) -> Self {
+        Self { plugins }
+    }
+
+    /// Joins the network and keeps the result in the attachment. After a failure
+    /// [`Chain::del`] has to undo what was done. Blocks.
+    ///
+    /// # Errors
+    /// The first plugin that fails, or one whose result makes no sense.
+    pub fn add(&self, attachment: &mut Attachment, netns: &str) -> Result<AddResult> {
+        let list = &attachment.list;
+        let mut result = None;
+        for plugin in &list.plugins {
+            let config = derive(list, plugin, &attachment.capabilities, result.as_ref());
+            let said = self.run(attachment, plugin, "ADD", netns, &config)?;
+            // A plugin that prints nothing has nothing to add.
+            if said.is_some() {
+                result = said;
+            }
+        }
+        let value = result.unwrap_or_else(|| Value::Object(Map::new()));
+        let parsed = AddResult::parse(&value).map_err(|reason| Error::Plugin {
+            plugin: list.plugins.last().map(NetworkList::kind).unwrap_or_default().into(),
+            network: list.name.clone(),
+            command: "ADD",
+            message: format!("its result makes no sense: {reason}"),
+        })?;
+        attachment.result = Some(value);
+        Ok(parsed)
+    }
+
+    /// Asks whether all is as ADD left it. Blocks.
+    ///
+    /// # Errors
+    /// The first plugin that finds something amiss.
+    pub fn check(&self, attachment: &Attachment, netns: &str) -> Result<()> {
+        let list = &attachment.list;
+        if list.version < Version::V0_4_0 || list.disable_check || attachment.result.is_none() {
+            return Ok(());
+        }
+        for plugin in &list.plugins {
+            let config = derive(list, plugin, &attachment.capabilities, attachment.result.as_ref());
+            self.run(attachment, plugin, "CHECK", netns, &config)?;
+        }
+        Ok(())
+    }
+
+    /// Leaves the network, last plugin first; `netns` is empty if the namespace is gone.
+    /// A plugin that is not installed any more can undo nothing, which is said and passed
+    /// over. Blocks.
+    ///
+    /// # Errors
+    /// The first plugin that fails. Doing it again is fine.
+    pub fn del(&self, attachment: &Attachment, netns: &str) -> Result<()> {
+        let list = &attachment.list;
+        let result = attachment.result.as_ref().filter(|_| list.version >= Version::V0_4_0);
+        for plugin in list.plugins.iter().rev() {
+            let config = derive(list, plugin, &attachment.capabilities, result);
+            match self.run(attachment, plugin, "DEL", netns, &config) {
+                Err(error @ Error::PluginMissing { .. }) => {
+                    tracing::warn!(sandbox = attachment.container_id, %error, "what it has made is left");
+                }
+                result => drop(result?),
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks whether pods can join now: the programs are there and, since version 1.1.0,
+    /// say so. Blocks.
+    ///
+    /// # Errors
+    /// The first plugin that is missing or not ready.
+    pub fn status(&self, list: &NetworkList) -> Result<()> {
+        for plugin in &list.plugins {
+            let kind = NetworkList::kind(plugin);
+            if list.version < Version::V1_1_0 {
+                self.plugins.find(kind, &list.name)?;
+                continue;
+            }
+            let config = derive(list, plugin, &Map::new(), None);
+            let call = Call { command: "STATUS", network: &list.name, variables: &[] };
+            self.plugins.run(kind, &call, &config)?;
+        }
+        Ok(())
+    }
+
+    /// Tells the plugins which attachments to this network there are; they remove what they
+    /// keep for others. Versions before 1.1.0 have no such command. Blocks.
+    ///
+    /// # Errors
+    /// The first failure, after all plugins had their turn.
+    pub fn gc(&self, list: &NetworkList, valid: &[&Attachment]) -> Result<()> {
+        if list.version < Version::V1_1_0 {
+            return Ok(());
+        }
+        let valid: Vec<_> = valid
+            .iter()
+            .map(|one| serde_json::json!({ "containerID": one.container_id, "ifname": one.interface }))
+            .collect();
+        let mut first = Ok(());
+        for plugin in &list.plugins {
+            let mut config = derive(list, plugin, &Map::new(), None);
+            config.insert("cni.dev/valid-attachments".into(), valid.clone().into());
+            let call = Call { command: "GC", network: &list.name, variables: &[] };
+            let done = self.plugins.run(NetworkList::kind(plugin), &call, &config).map(drop);
+            first = first.and(done);
+        }
+        first
+    }
+
+    fn run(
+        &self,
+        attachment: &Attachment,
+        plugin: &Map<String, Value>,
+        command: &'static str,
+        netns: &str,
+        config: &Map<String, Value>,
+    ) -> Result<Option<Value>> {
+        let variables = [
+            ("CNI_CONTAINERID", attachment.container_id.as_str()),
+            ("CNI_NETNS", netns),
+            ("CNI_IFNAME", attachment.interface.as_str()),
+            ("CNI_ARGS", attachment.args.as_str()),
+        ];
+        let call = Call { command, network: &attachment.list.name, variables: &variables };
+        self.plugins.run(NetworkList::kind(plugin), &call, config)
+    }
+}
+
+/// A plugin's configuration for one run, from its part of the list.
+pub(super) fn derive(
+    list: &NetworkList,
+    plugin: &Map<String, Value>,
+    capabilities: &Map<String, Value>,
+    previous: Option<&Value>,
+) -> Map<String, Value> {
+    let mut config = plugin.clone();
+    config.insert("name".into(), list.name.clone().into());
+    config.insert("cniVersion".into(), list.version.name().into());
+    // Keys that are the runtime's, whatever the file says.
+    for key in ["runtimeConfig", "prevResult", "cniVersions"] {
+        config.remove(key);
+    }
+    config.retain(|key, _| !key.starts_with("cni.dev/"));
+    if let Some(Value::Object(wanted)) = config.remove("capabilities") {
+        let wanted = wanted.into_iter().filter(|(_, on)| on.as_bool() == Some(true));
+        let runtime: Map<_, _> =
+            wanted.filter_map(|(name, _)| capabilities.get(&name).map(|value| (name, value.clone()))).collect();
+        if !runtime.is_empty() {
+            config.insert("runtimeConfig".into(), runtime.into());
+        }
+    }
+    if let Some(previous) = previous {
+        config.insert("prevResult".into(), previous.clone());
+    }
+    config
+}

@@ -1,0 +1,109 @@
+//! What can go wrong with a pod's network.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// An error of this crate. The message names the thing and, where there is one, the remedy.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// There is no network to join.
+    #[error("no CNI configuration in {}: install a network plugin", .0.display())]
+    NotConfigured(PathBuf),
+    /// A file of the configuration makes no sense.
+    #[error("CNI configuration {}: {reason}", path.display())]
+    Configuration {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A plugin is not installed.
+    #[error("CNI plugin {plugin:?} of the network {network:?} is not in {directories}: install it there")]
+    PluginMissing {
+        /// Its `type`.
+        plugin: String,
+        /// The network.
+        network: String,
+        /// Where it was looked for.
+        directories: String,
+    },
+    /// A plugin said no.
+    #[error("CNI plugin {plugin:?} of the network {network:?} failed to {command}: {message}")]
+    Plugin {
+        /// Its `type`.
+        plugin: String,
+        /// The network.
+        network: String,
+        /// The command: ADD, CHECK, DEL, GC or STATUS.
+        command: &'static str,
+        /// Its words, with details and code where it gave them.
+        message: String,
+    },
+    /// A plugin did not end.
+    #[error(
+        "CNI plugin {plugin:?} of the network {network:?} did not {command} within {limit:?} and was killed; if it is only slow, raise network.plugin_seconds"
+    )]
+    Timeout {
+        /// Its `type`.
+        plugin: String,
+        /// The network.
+        network: String,
+        /// The command.
+        command: &'static str,
+        /// How long it was given.
+        limit: Duration,
+    },
+    /// What the plugins made cannot be given to a guest.
+    #[error("network interface {interface:?}: {reason}")]
+    Interface {
+        /// Its name in the pod's network namespace.
+        interface: String,
+        /// Why not.
+        reason: String,
+    },
+    /// Something that was asked for the pod makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// The kernel refused.
+    #[error(transparent)]
+    Netlink(#[from] nacelle_netlink::Error),
+    /// A system call failed.
+    #[error("cannot {action}: {source}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A file operation failed.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Path {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The record of a pod's network cannot be read.
+    #[error("record {} cannot be read ({reason})", path.display())]
+    Record {
+        /// The record.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Error {
+    pub(crate) fn system<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> Self {
+        move |source| Self::System { action, source: source.into() }
+    }
+
+    pub(crate) fn path<E: Into<io::Error>>(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(E) -> Self {
+        let path = path.into();
+        move |source| Self::Path { action, path, source: source.into() }
+    }
+}

@@ -1,0 +1,34 @@
+//! The pod's network: CNI plugins make it on the host, the guest takes it over.
+//!
+//! A pod has a network namespace on the host, named by its sandbox id, in which the plugins
+//! work exactly as the CNI specification says ([`cni`]). Each interface that they leave
+//! there is joined to a tap: what arrives at the one leaves by the other, both ways, before
+//! the host's network stack sees it. The guest gets the tap as its interface, with the MAC,
+//! MTU, addresses, routes and neighbours of the plugin's. Those stay where the plugins put
+//! them, too: CHECK and DEL look for them.
+//!
+//! What is done is on record before it is ([`record`]), with all that undoing it takes, so
+//! that a pod's network can be taken down after a crash at any moment, and with a
+//! configuration that has changed since.
+//!
+//! Everything here blocks, and a thread that has entered a namespace is of no other use, so
+//! each operation runs on a thread of its own; nothing of it happens on those of tokio.
+
+mod capabilities;
+pub mod cni;
+mod config;
+mod error;
+mod join;
+mod netns;
+mod network;
+mod record;
+mod tap;
+
+pub use capabilities::{Dns, Pod, PortMapping, Protocol};
+pub use config::{Mode, NetworkConfig};
+pub use error::Error;
+pub use nacelle_netlink::{Address, Interface, Mac, Neighbour, Route, Scope};
+pub use network::{Attached, GuestInterface, Network};
+
+/// Result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,241 @@
+//! The way in: attaching pods to their networks, and taking them off.
+
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nacelle_netlink::Interface;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+use crate::cni::{self, AddResult, Attachment, Chain, NetworkList, Plugins};
+use crate::join::{self, Joined};
+use crate::netns::Netns;
+use crate::record::Record;
+use crate::{Dns, Error, Mode, NetworkConfig, Pod, Result};
+
+/// Names of a pod's interfaces, with a number after it.
+const PREFIX: &str = "eth";
+
+/// A guest's interface.
+#[derive(Debug)]
+pub struct GuestInterface {
+    /// What is configured on it.
+    pub interface: Interface,
+    /// Its other end, for the VMM. The interface's cable is cut when all copies are closed.
+    pub tap: OwnedFd,
+}
+
+/// What a pod has in the end.
+#[derive(Debug, Default)]
+pub struct Attached {
+    /// Its interfaces; eth0 first.
+    pub interfaces: Vec<GuestInterface>,
+    /// Its addresses, the one it is known by first.
+    pub ips: Vec<IpAddr>,
+    /// Name resolution as its networks know it.
+    pub dns: Dns,
+}
+
+/// The networks of the host. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Network {
+    config: Arc<NetworkConfig>,
+    plugins: Arc<Plugins>,
+}
+
+impl Network {
+    /// By this configuration; every time limit is multiplied by `timeout_scale`.
+    #[must_use]
+    pub fn new(config: NetworkConfig, timeout_scale: f64) -> Self {
+        let plugins = Plugins {
+            directories: config.plugin_directories.clone(),
+            limit: Duration::from_secs(config.plugin_seconds).mul_f64(timeout_scale),
+        };
+        Self { config: Arc::new(config), plugins: Arc::new(plugins) }
+    }
+
+    /// Whether pods can join a network now.
+    ///
+    /// # Errors
+    /// Why not: no configuration, a plugin that is missing or not ready.
+    pub async fn status(&self) -> Result<()> {
+        if self.config.cni == Mode::Off {
+            let words = "networking is switched off by network.cni = \"off\": pods have their loopback interface only";
+            return Err(Error::Invalid(words.into()));
+        }
+        self.on_thread(|network| {
+            let lists = network.lists()?;
+            lists.iter().try_for_each(|list| Chain::new(&network.plugins).status(list))
+        })
+        .await
+    }
+
+    /// The networks that pods join, in the form that CRI clients show.
+    pub async fn describe(&self) -> Value {
+        let lists = self.on_thread(|network| network.lists()).await.unwrap_or_default();
+        let networks: Vec<_> = lists
+            .iter()
+            .enumerate()
+            .map(|(number, list)| {
+                let plugins: Vec<_> = list.plugins.iter().map(|plugin| json!({ "Network": plugin })).collect();
+                json!({
+                    "Config": {
+                        "Name": list.name,
+                        "CNIVersion": list.version.name(),
+                        "Plugins": plugins,
+                        "Source": list.source,
+                    },
+                    "IFName": format!("{PREFIX}{number}"),
+                })
+            })
+            .collect();
+        json!({
+            "PluginDirs": self.config.plugin_directories,
+            "PluginConfDir": self.config.conf_directory,
+            "PluginMaxConfNum": self.config.networks,
+            "Prefix": PREFIX,
+            "Networks": networks,
+        })
+    }
+
+    /// Makes the pod's network namespace, attaches it to its networks and joins its
+    /// interfaces to taps. `record` is where what is done is written down. None if pods have
+    /// no network. When it fails, nothing of it is left.
+    ///
+    /// # Errors
+    /// There is no network, a plugin fails, or a guest cannot have what they made.
+    pub async fn attach(&self, pod: Pod, record: PathBuf) -> Result<Option<Attached>> {
+        if self.config.cni == Mode::Off {
+            return Ok(None);
+        }
+        self.on_thread(move |network| match network.lists() {
+            Err(Error::NotConfigured(_)) if network.config.cni == Mode::Optional => Ok(None),
+            Err(error) => Err(error),
+            Ok(lists) => network.attach_to(&pod, lists, &record).map(Some),
+        })
+        .await
+    }
+
+    /// Takes a pod off its networks and removes its network namespace, by what its record
+    /// says. Nothing happens if there is none.
+    ///
+    /// # Errors
+    /// A plugin fails to undo what it did; all that can be undone is. Doing it again is fine.
+    pub async fn detach(&self, record: PathBuf) -> Result<()> {
+        self.on_thread(move |network| network.detach_by(&record)).await
+    }
+
+    /// Asks the plugins whether a pod's network is as they left it.
+    ///
+    /// # Errors
+    /// What is amiss.
+    pub async fn check(&self, record: PathBuf) -> Result<()> {
+        self.on_thread(move |network| {
+            let Some(record) = Record::read(&record)? else { return Ok(()) };
+            let netns = record.netns.to_string_lossy();
+            let chain = Chain::new(&network.plugins);
+            record.attachments.iter().try_for_each(|attachment| chain.check(attachment, &netns))
+        })
+        .await
+    }
+
+    fn lists(&self) -> Result<Vec<NetworkList>> {
+        cni::load(&self.config.conf_directory, self.config.networks)
+    }
+
+    fn attach_to(&self, pod: &Pod, lists: Vec<NetworkList>, path: &Path) -> Result<Attached> {
+        let (args, capabilities) = (pod.args()?, pod.capabilities()?);
+        let netns = Netns::at(self.config.netns_directory.join(format!("nacelle-{}", pod.id)));
+        let mut record = Record::new(netns.path().into());
+        record.write(path)?;
+        let attached = netns.create().and_then(|()| {
+            let mut results = Vec::new();
+            for (number, list) in lists.into_iter().enumerate() {
+                record.attachments.push(Attachment {
+                    list,
+                    interface: format!("{PREFIX}{number}"),
+                    container_id: pod.id.clone(),
+                    args: args.clone(),
+                    capabilities: capabilities.clone(),
+                    result: None,
+                });
+                record.write(path)?;
+                if let Some(attachment) = record.attachments.last_mut() {
+                    results.push(Chain::new(&self.plugins).add(attachment, &netns.path().to_string_lossy())?);
+                }
+                record.write(path)?;
+            }
+            let named: Vec<_> = results.iter().flat_map(AddResult::in_sandbox).map(str::to_owned).collect();
+            let joined = netns.enter(|| join::join_all(&pod.id, &named))?;
+            Ok(summary(joined, &results))
+        });
+        if attached.is_err()
+            && let Err(error) = self.undo(&record, path)
+        {
+            tracing::warn!(sandbox = pod.id, %error, "what plugins have made is left");
+            // The namespace can go all the same, and with it the most of it.
+            let _ = netns.remove();
+            let _ = Record::remove(path);
+        }
+        attached
+    }
+
+    fn detach_by(&self, path: &Path) -> Result<()> {
+        match Record::read(path)? {
+            Some(record) => self.undo(&record, path),
+            None => Ok(()),
+        }
+    }
+
+    /// Undoes everything on record, last first, and removes the record if that worked.
+    fn undo(&self, record: &Record, path: &Path) -> Result<()> {
+        let netns = Netns::at(record.netns.clone());
+        let name = if netns.exists() { record.netns.to_string_lossy() } else { "".into() };
+        let mut first = Ok(());
+        for attachment in record.attachments.iter().rev() {
+            first = first.and(Chain::new(&self.plugins).del(attachment, &name));
+        }
+        first?;
+        netns.remove()?;
+        Record::remove(path)
+    }
+
+    /// Runs `work` on a thread that is there as long as it takes, whatever becomes of the
+    /// caller: plugins die with the thread that started them.
+    async fn on_thread<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Self) -> Result<T> + Send + 'static,
+    {
+        let network = self.clone();
+        let (answer, done) = oneshot::channel();
+        std::thread::Builder::new()
+            .name("network".into())
+            .spawn(move || drop(answer.send(work(&network))))
+            .map_err(Error::system("start a thread"))?;
+        done.await.map_err(|_| Error::System {
+            action: "finish an operation on a pod's network",
+            source: std::io::ErrorKind::Other.into(),
+        })?
+    }
+}
+
+fn summary(joined: Vec<Joined>, results: &[AddResult]) -> Attached {
+    let mut ips = results.first().map(|result| result.addresses(&format!("{PREFIX}0"))).unwrap_or_default();
+    if ips.is_empty() {
+        // Not every plugin tells; the kernel knows.
+        let first = joined.first().map(|joined| joined.interface.addresses.as_slice()).unwrap_or_default();
+        ips = first.iter().map(|address| address.ip).collect();
+    }
+    let dns = results.iter().map(|result| &result.dns).find(|dns| !dns.nameservers.is_empty());
+    let dns = dns.map_or_else(Dns::default, |dns| Dns {
+        servers: dns.nameservers.clone(),
+        searches: dns.search.clone(),
+        options: dns.options.clone(),
+    });
+    let interfaces = joined.into_iter().map(|Joined { interface, tap }| GuestInterface { interface, tap }).collect();
+    Attached { interfaces, ips, dns }
+}
