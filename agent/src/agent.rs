@@ -10,6 +10,7 @@ use crate::paths::Paths;
 use crate::reaper::Reaper;
 use crate::sandbox::Sandbox;
 use crate::stdio::streams::Streams;
+use crate::volumes::Volumes;
 
 /// Everything the calls work on. Each call is a method, next to the thing it is about.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub struct Agent {
     pub bus: PciBus,
     /// What the pod's containers share.
     pub sandbox: Sandbox,
+    /// The host's directories and files.
+    pub volumes: Volumes,
     containers: Mutex<HashMap<String, Arc<Container>>>,
 }
 
@@ -29,7 +32,14 @@ impl Agent {
     /// An agent without containers.
     pub fn new(paths: Paths, reaper: Arc<Reaper>) -> Arc<Self> {
         let bus = PciBus::new(paths.sysfs.clone());
-        Arc::new(Self { paths, reaper, bus, sandbox: Sandbox::default(), containers: Mutex::default() })
+        Arc::new(Self {
+            paths,
+            reaper,
+            bus,
+            sandbox: Sandbox::default(),
+            volumes: Volumes::default(),
+            containers: Mutex::default(),
+        })
     }
 
     /// The container of that name.

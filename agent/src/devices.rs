@@ -11,8 +11,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::patience::scaled;
 
-/// How long a device may take from the rescan to its block device.
+/// How long a device may take from the rescan to what its driver makes of it.
 const PROBE: Duration = Duration::from_secs(5);
 
 /// The guest's PCI bus, as `sysfs` shows it.
@@ -32,6 +33,23 @@ impl PciBus {
     /// The device file of the disk in `slot`, looking for new devices if need be.
     /// Blocks, up to seconds.
     pub fn block_device(&self, slot: u32) -> Result<PathBuf> {
+        self.find(slot, "virtio disk", "block").map(|name| PathBuf::from("/dev").join(name))
+    }
+
+    /// The name of the network interface in `slot`, looking for new devices if need be.
+    /// Blocks, up to seconds.
+    pub fn network_interface(&self, slot: u32) -> Result<String> {
+        self.find(slot, "virtio network interface", "net")
+    }
+
+    /// Waits for the virtio-fs device in `slot`, looking for new devices if need be. Blocks,
+    /// up to seconds.
+    pub fn file_system(&self, slot: u32) -> Result<()> {
+        self.find(slot, "virtio-fs device", "driver").map(drop)
+    }
+
+    /// What the driver of the device in `slot` made of it, by the name of its class.
+    fn find(&self, slot: u32, kind: &'static str, class: &str) -> Result<String> {
         let device = self.device(slot)?;
         {
             let _scan = self.scan.lock().unwrap_or_else(PoisonError::into_inner);
@@ -40,16 +58,19 @@ impl PciBus {
                 fs::write(&rescan, "1").map_err(Error::path("rescan the PCI bus by", &rescan))?;
             }
         }
-        let deadline = Instant::now() + PROBE;
+        let deadline = Instant::now() + scaled(PROBE);
         let mut pause = Duration::from_micros(200);
         loop {
-            if let Some(name) = block_name(&device) {
-                return Ok(PathBuf::from("/dev").join(name));
+            if let Some(name) = class_name(&device, class) {
+                return Ok(name);
             }
             if Instant::now() >= deadline {
-                let reason =
-                    if device.exists() { "it is not a virtio disk" } else { "the slot is empty after a rescan" };
-                return Err(Error::Device { slot, reason: reason.into() });
+                let reason = if device.exists() {
+                    "the device there is another, or has no driver"
+                } else {
+                    "the slot is empty after a rescan"
+                };
+                return Err(Error::Device { kind, slot, reason: reason.into() });
             }
             sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(20));
@@ -73,14 +94,18 @@ impl PciBus {
     }
 }
 
-/// The name of the block device below a PCI device: `virtio<N>/block/<name>`.
-fn block_name(device: &std::path::Path) -> Option<String> {
+/// The name of what a driver made of a PCI device: `virtio<N>/<class>/<name>`.
+fn class_name(device: &std::path::Path, class: &str) -> Option<String> {
     let virtio = fs::read_dir(device)
         .ok()?
         .flatten()
         .find(|entry| entry.file_name().to_str().is_some_and(|name| name.starts_with("virtio")))?;
-    let block = fs::read_dir(virtio.path().join("block")).ok()?.flatten().next()?;
-    block.file_name().into_string().ok()
+    if class == "driver" {
+        let driver = fs::read_link(virtio.path().join(class)).ok()?;
+        return driver.file_name().is_some_and(|name| name == "virtiofs").then(|| "virtiofs".to_owned());
+    }
+    let found = fs::read_dir(virtio.path().join(class)).ok()?.flatten().next()?;
+    found.file_name().into_string().ok()
 }
 
 #[cfg(test)]

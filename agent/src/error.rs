@@ -24,8 +24,11 @@ pub enum Error {
     #[error("{0}")]
     State(String),
     /// A device that the host promised is not on the bus.
-    #[error("no block device in PCI slot {slot}: {reason}")]
-    Device { slot: u32, reason: String },
+    #[error("no {kind} in PCI slot {slot}: {reason}")]
+    Device { kind: &'static str, slot: u32, reason: String },
+    /// The guest's kernel refuses what is to be configured on an interface.
+    #[error(transparent)]
+    Network(#[from] nacelle_netlink::Error),
     /// The helper that builds containers refused or died.
     #[error("cannot {action}: {reason}")]
     Helper { action: &'static str, reason: String },
@@ -69,7 +72,11 @@ impl From<Error> for tonic::Status {
             Error::ContainerExists(_) | Error::ExecExists { .. } => Code::AlreadyExists,
             Error::State(_) => Code::FailedPrecondition,
             Error::Timeout(_) => Code::DeadlineExceeded,
-            Error::Device { .. } | Error::Helper { .. } | Error::Path { .. } | Error::System { .. } => Code::Internal,
+            Error::Device { .. }
+            | Error::Network(_)
+            | Error::Helper { .. }
+            | Error::Path { .. }
+            | Error::System { .. } => Code::Internal,
         };
         Self::new(code, error.to_string())
     }

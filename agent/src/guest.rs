@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use nacelle_proto::port_forward::PORT as PORT_FORWARD_PORT;
 use nacelle_proto::stdio::{AGENT_PORT, READY_PORT, STDIO_PORT};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::{Stream, StreamExt};
@@ -13,7 +14,7 @@ use crate::agent::Agent;
 use crate::log;
 use crate::paths::Paths;
 use crate::reaper::Reaper;
-use crate::{init, power, server};
+use crate::{init, port_forward, power, server};
 
 /// On the kernel's command line: announce on the console too, and go without vsock.
 const ANNOUNCE: &str = "nacelle.announce=console";
@@ -50,7 +51,12 @@ async fn run() -> Result<(), Box<dyn Error>> {
     };
     let agent = Agent::new(Paths::guest(), reaper);
     match ports {
-        Some((calls, streams)) => server::serve(agent, from_host(calls), from_host(streams), asked).await,
+        Some((calls, streams)) => {
+            // Not before it is needed: until a call has made a pod, nobody comes here.
+            let forwards = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, PORT_FORWARD_PORT))?;
+            tokio::spawn(port_forward::accept(from_host(forwards)));
+            server::serve(agent, from_host(calls), from_host(streams), asked).await
+        }
         None => {
             asked.await;
             Ok(())
@@ -73,8 +79,15 @@ fn announce(console: bool) -> Result<Option<(VsockListener, VsockListener)>, Box
     Ok(Some(ports))
 }
 
+/// The kernel gives a connection two seconds, which is little on a host that is short of
+/// time; how long the guest may take in all is for the host to say, and to end.
 fn tell_host() -> io::Result<()> {
-    let mut host = vsock::VsockStream::connect_with_cid_port(VMADDR_CID_HOST, READY_PORT)?;
+    let mut host = loop {
+        match vsock::VsockStream::connect_with_cid_port(VMADDR_CID_HOST, READY_PORT) {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {}
+            connected => break connected?,
+        }
+    };
     host.write_all(concat!("ready ", env!("CARGO_PKG_VERSION"), "\n").as_bytes())
 }
 

@@ -47,6 +47,11 @@ impl Paths {
         self.run.join("scratch")
     }
 
+    /// Where the device of volumes is mounted.
+    pub fn volumes(&self) -> PathBuf {
+        self.run.join("volumes")
+    }
+
     /// The upper layer and overlay work directory of one container.
     pub fn upper(&self, id: &str) -> PathBuf {
         self.scratch().join("containers").join(id)

@@ -2,6 +2,7 @@
 //! parameters, its clock and its scratch disk. And the end of it all.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,17 +15,22 @@ use crate::agent::Agent;
 use crate::container::cgroup::Cgroup;
 use crate::container::{mount_at, unmount_at};
 use crate::error::{Error, Result};
+use crate::hugepages;
 use crate::paths::{CGROUPS, POD_CGROUP};
+use crate::patience::scaled;
+use crate::pod_init::PodPids;
 
 /// How long containers may take to end when the guest is shut down.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// /etc/hosts of a pod that is given none.
 const DEFAULT_HOSTS: &[u8] = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
 
-/// Whether, and with which disk, the sandbox is configured.
+/// Whether, and with which disk, the sandbox is configured, and the pod's processes.
 #[derive(Debug, Default)]
 pub struct Sandbox {
     configured: Mutex<Option<Configured>>,
+    /// The pod's PID namespace, once a container asks for it.
+    pub pids: PodPids,
 }
 
 #[derive(Debug)]
@@ -68,9 +74,14 @@ impl Agent {
         if !request.hostname.is_empty() {
             rustix::system::sethostname(request.hostname.as_bytes()).map_err(Error::system("set the host name"))?;
         }
+        self.configure_network(&request.interfaces)?;
         self.write_etc(request)?;
         for (path, value) in sysctls {
-            fs::write(&path, value).map_err(Error::path("set the kernel parameter", path))?;
+            set_sysctl(&path, value)?;
+        }
+        limit_processes(request.pids_limit)?;
+        for (size, bytes) in &request.hugepages {
+            hugepages::reserve(Path::new("/sys/kernel/mm/hugepages"), size, *bytes)?;
         }
         set_clock(request.clock_seconds, request.clock_nanoseconds)
     }
@@ -104,7 +115,7 @@ impl Agent {
     pub fn end_everything(&self) {
         let pod = Cgroup::at(Path::new(CGROUPS).join(POD_CGROUP));
         let _ = pod.kill();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + scaled(PATIENCE);
         while pod.populated() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -131,6 +142,23 @@ fn sysctl_path(name: &str) -> Result<PathBuf> {
         return Err(Error::invalid("sysctls", format!("{name:?} is no kernel parameter")));
     }
     Ok(Path::new("/proc/sys").join(relative))
+}
+
+fn set_sysctl(path: &Path, value: &str) -> Result<()> {
+    let name = path.strip_prefix("/proc/sys").unwrap_or(path).display();
+    fs::write(path, value).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => Error::invalid("sysctls", format!("the guest's kernel has no parameter {name}")),
+        _ => Error::invalid("sysctls", format!("{name} cannot be set to {value:?} in the guest: {error}")),
+    })
+}
+
+/// All containers together, as the host limits the pod.
+fn limit_processes(limit: u64) -> Result<()> {
+    if limit == 0 {
+        return Ok(());
+    }
+    let file = Path::new(CGROUPS).join(POD_CGROUP).join("pids.max");
+    fs::write(&file, limit.to_string()).map_err(Error::path("limit the pod's processes by", file))
 }
 
 fn set_clock(seconds: i64, nanoseconds: i32) -> Result<()> {

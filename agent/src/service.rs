@@ -15,6 +15,7 @@ use crate::agent::Agent;
 use crate::container::{self, Container};
 use crate::error::{Error, Result};
 use crate::process::Outcome;
+use crate::users::Identity;
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
 
@@ -69,8 +70,9 @@ impl agent_server::Agent for Service {
         request: Request<api::CreateContainerRequest>,
     ) -> Answer<api::CreateContainerResponse> {
         let request = request.into_inner();
-        self.finish(|agent| async move { agent.create_container(request).await }).await?;
-        Ok(Response::new(api::CreateContainerResponse {}))
+        let identity = self.finish(|agent| async move { agent.create_container(request).await }).await?;
+        let Identity { uid, gid, groups, .. } = identity;
+        Ok(Response::new(api::CreateContainerResponse { uid, gid, groups }))
     }
 
     async fn start_container(
@@ -121,6 +123,15 @@ impl agent_server::Agent for Service {
         Ok(Response::new(api::ListContainersResponse { containers }))
     }
 
+    async fn update_container(
+        &self,
+        request: Request<api::UpdateContainerRequest>,
+    ) -> Answer<api::UpdateContainerResponse> {
+        let request = request.into_inner();
+        self.finish(|agent| async move { agent.update_container(request).await }).await?;
+        Ok(Response::new(api::UpdateContainerResponse {}))
+    }
+
     async fn resize_terminal(
         &self,
         request: Request<api::ResizeTerminalRequest>,
@@ -133,6 +144,10 @@ impl agent_server::Agent for Service {
         let process = self.agent.container(&request.container_id)?.find(&request.exec_id)?;
         process.streams.resize(rows, columns)?;
         Ok(Response::new(api::ResizeTerminalResponse {}))
+    }
+
+    async fn stats(&self, request: Request<api::StatsRequest>) -> Answer<api::StatsResponse> {
+        Ok(Response::new(self.agent.stats(request.into_inner()).await?))
     }
 
     async fn shutdown(&self, _: Request<api::ShutdownRequest>) -> Answer<api::ShutdownResponse> {

@@ -4,9 +4,12 @@
 //! * [`agent::v1`]: daemon to guest agent, over vsock.
 //! * [`power`]: how the guest says that it powers off.
 //! * [`stdio`]: the raw streams beside `agent.v1` that carry standard input and output.
+//! * [`usage`]: what a control group uses, read into `agent.v1`'s words on both sides.
 
+pub mod port_forward;
 pub mod power;
 pub mod stdio;
+pub mod usage;
 
 /// The Container Runtime Interface.
 pub mod runtime {

@@ -5,8 +5,9 @@
 //! agent answers with one [`Reply`] line. After an `ok` reply:
 //!
 //! * `stdin`: the host sends raw bytes; shutting down its sending side closes the
-//!   process's standard input (for a terminal it sends the end-of-file character). A
-//!   connection that is reset leaves the input open for another.
+//!   process's standard input (for a terminal it sends the end-of-file character), and the
+//!   agent says so by one byte, [`CLOSED`]. A host that is not there to receive it, because
+//!   it closed the connection or ended, leaves the input open for another connection.
 //! * `stdout`, `stderr`: the agent sends raw bytes beginning at the requested offset of
 //!   the stream; the end of the connection's receiving side is the end of the stream.
 //!   A stream ends when the last process that holds it lets go, and all of it is sent: an
@@ -31,6 +32,9 @@ pub const READY_PORT: u32 = 1024;
 pub const BUFFER_BYTES: usize = 1 << 20;
 /// Longest header or reply line, in bytes, the newline included.
 pub const LINE_LIMIT: usize = 4096;
+
+/// What the agent answers once it has closed a process's standard input.
+pub const CLOSED: u8 = 0;
 
 /// Which of a process's streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -71,12 +75,16 @@ pub struct Header {
 }
 
 /// The agent's answer to a [`Header`].
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Reply {
     /// Empty if the stream follows, otherwise why it does not; the connection then ends.
     #[serde(default)]
     pub error: String,
+    /// First byte that is there, if the stream does not follow because the one asked for
+    /// was acknowledged before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<u64>,
 }
 
 #[cfg(test)]
@@ -127,11 +135,11 @@ mod tests {
 
     #[test]
     fn a_reply_reads_back_and_is_ok_when_empty() {
-        let refusal = Reply { error: "no container \"c\"\nhere".to_owned() };
+        let refusal = Reply { error: "no container \"c\"\nhere".to_owned(), start: Some(5) };
         let line = serde_json::to_string(&refusal).unwrap();
         assert!(!line.contains('\n'), "a newline would end the reply early: {line}");
         assert_eq!(serde_json::from_str::<Reply>(&line).unwrap(), refusal);
-        assert_eq!(serde_json::from_str::<Reply>("{}").unwrap(), Reply { error: String::new() });
+        assert_eq!(serde_json::from_str::<Reply>("{}").unwrap(), Reply { error: String::new(), start: None });
         assert!(serde_json::from_str::<Reply>(r#"{"eror":"x"}"#).is_err(), "accepted an unknown field");
     }
 }

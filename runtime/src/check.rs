@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use kvm_ioctls::Kvm;
-use nacelle_sandbox::GuestConfig;
+use nacelle_sandbox::{GuestConfig, Network};
 
 use crate::config::Config;
 
@@ -40,6 +40,7 @@ pub fn main(config: &Config) -> ExitCode {
         },
         Finding { what: "mkfs.ext4", result: mkfs(), required: true },
         Finding { what: "cgroup v2", result: cgroup(), required: false },
+        Finding { what: "pod network", result: network(config), required: false },
     ];
     let mut ready = true;
     for finding in findings {
@@ -142,6 +143,13 @@ fn cgroup() -> Result<String, String> {
              systemd.unified_cgroup_hierarchy=1"
             .into())
     }
+}
+
+fn network(config: &Config) -> Result<String, String> {
+    let network = Network::new(config.network.clone(), config.timeout_scale);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|error| error.to_string())?;
+    runtime.block_on(network.status()).map_err(|error| error.to_string())?;
+    Ok(format!("configured in {}", config.network.conf_directory.display()))
 }
 
 #[cfg(test)]

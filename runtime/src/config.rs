@@ -1,10 +1,14 @@
 //! The one configuration file: every key has a default, an unknown key is an error.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use nacelle_sandbox::{GuestConfig, ManagerConfig};
+use nacelle_image::Mirrors;
+use nacelle_sandbox::{CgroupDriver, GuestConfig, ManagerConfig, NetworkConfig, Seccomp};
 use serde::{Deserialize, Serialize};
+
+use crate::streaming::StreamingConfig;
 
 /// Read when no other file is named.
 const DEFAULT_FILE: &str = "/etc/nacelle/config.toml";
@@ -27,8 +31,62 @@ pub struct Config {
     pub log: String,
     /// Factor on every deadline.
     pub timeout_scale: f64,
+    /// How the kubelet names the cgroups of its pods.
+    pub cgroup_driver: CgroupDriver,
+    /// What filters the system calls of a container that names no profile.
+    pub unset_seccomp: UnsetSeccomp,
     /// How guests are made.
     pub guest: GuestConfig,
+    /// How pods get their network.
+    pub network: NetworkConfig,
+    /// Where registries are.
+    pub registry: RegistryConfig,
+    /// What is kept of images.
+    pub images: ImagesConfig,
+    /// Where exec, attach and port forwarding are served.
+    pub streaming: StreamingConfig,
+}
+
+/// Where registries are.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RegistryConfig {
+    /// Directories with `HOST/hosts.toml`; the first that has something for a registry counts.
+    pub config_path: Vec<PathBuf>,
+}
+
+impl Default for RegistryConfig {
+    fn default() -> Self {
+        Self { config_path: vec!["/etc/nacelle/certs.d".into()] }
+    }
+}
+
+/// What is kept of images.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ImagesConfig {
+    /// Names of images that the kubelet must not remove to make room.
+    pub pinned: Vec<String>,
+}
+
+/// System call filter of a container that names none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UnsetSeccomp {
+    /// None, as the CRI's conformance suite wants it.
+    #[default]
+    Unconfined,
+    /// The default one.
+    RuntimeDefault,
+}
+
+impl From<UnsetSeccomp> for Seccomp {
+    fn from(unset: UnsetSeccomp) -> Self {
+        match unset {
+            UnsetSeccomp::Unconfined => Self::Unconfined,
+            UnsetSeccomp::RuntimeDefault => Self::RuntimeDefault,
+        }
+    }
 }
 
 impl Default for Config {
@@ -40,7 +98,13 @@ impl Default for Config {
             handlers: vec!["kata".into()],
             log: "info".into(),
             timeout_scale: 1.0,
+            cgroup_driver: CgroupDriver::default(),
+            unset_seccomp: UnsetSeccomp::default(),
             guest: GuestConfig::default(),
+            network: NetworkConfig::default(),
+            registry: RegistryConfig::default(),
+            images: ImagesConfig::default(),
+            streaming: StreamingConfig::default(),
         }
     }
 }
@@ -75,21 +139,33 @@ impl Config {
             ("run", &self.run),
             ("guest.kernel", &self.guest.kernel),
             ("guest.initramfs", &self.guest.initramfs),
+            ("network.conf_directory", &self.network.conf_directory),
+            ("network.netns_directory", &self.network.netns_directory),
         ];
-        if let Some((key, path)) = paths.iter().find(|(_, path)| !path.is_absolute()) {
+        let roots = self.registry.config_path.iter().map(|path| ("registry.config_path", path));
+        let plugins = self.network.plugin_directories.iter().map(|path| ("network.plugin_directories", path));
+        if let Some((key, path)) = paths.into_iter().chain(roots).chain(plugins).find(|(_, path)| !path.is_absolute()) {
             bail!("{key} = {path:?} must be an absolute path");
+        }
+        for name in &self.images.pinned {
+            name.parse::<nacelle_image::Reference>().with_context(|| format!("images.pinned = {name:?}"))?;
         }
         let ranges = [
             ("guest.memory_mib", self.guest.memory_mib, 64..=1 << 20),
+            ("guest.base_mib", self.guest.base_mib, 32..=1 << 20),
+            ("guest.max_memory_mib", self.guest.max_memory_mib, 0..=1 << 20),
             ("guest.vcpus", u64::from(self.guest.vcpus), 1..=64),
+            ("guest.max_vcpus", u64::from(self.guest.max_vcpus), u64::from(self.guest.vcpus)..=64),
             ("guest.scratch_mib", self.guest.scratch_mib, 16..=16 << 20),
             ("guest.boot_seconds", self.guest.boot_seconds, 1..=3600),
             ("guest.call_seconds", self.guest.call_seconds, 1..=3600),
+            ("network.networks", self.network.networks as u64, 1..=16),
+            ("network.plugin_seconds", self.network.plugin_seconds, 1..=3600),
         ];
         if let Some((key, value, range)) = ranges.iter().find(|(_, value, range)| !range.contains(value)) {
             bail!("{key} = {value} must be {} to {}", range.start(), range.end());
         }
-        Ok(())
+        self.streaming.validate()
     }
 
     /// What the pods' manager needs of it. `program` is this program.
@@ -99,7 +175,18 @@ impl Config {
             run: self.run.clone(),
             program,
             guest: self.guest.clone(),
+            network: self.network.clone(),
+            cgroup_driver: self.cgroup_driver,
             timeout_scale: self.timeout_scale,
+        }
+    }
+
+    /// How the store of images is opened.
+    pub fn image_options(&self) -> nacelle_image::Options {
+        let mirrors = Mirrors::new(self.registry.config_path.clone());
+        nacelle_image::Options {
+            endpoints: Arc::new(move |host| mirrors.endpoints(host)),
+            ..nacelle_image::Options::default()
         }
     }
 
@@ -117,20 +204,69 @@ impl Config {
         key("Names of the RuntimeClass handlers served; the first is the default.", "handlers", toml(&self.handlers));
         key("What is logged: error, warn, info, debug, trace, or a filter as in RUST_LOG.", "log", toml(&self.log));
         key("Factor on every deadline: above 1 on slow hosts.", "timeout_scale", toml(self.timeout_scale));
+        key(
+            "How the kubelet names cgroups: cgroupfs, systemd, or auto for what the host's init suggests.",
+            "cgroup_driver",
+            toml(self.cgroup_driver),
+        );
+        key(
+            "System call filter of a container whose caller names none (a kubelet always does): unconfined, as the \
+             CRI's conformance suite wants it, or runtime-default.",
+            "unset_seccomp",
+            toml(self.unset_seccomp),
+        );
         key("The guest kernel (uncompressed vmlinux).", "guest.kernel", toml(&guest.kernel));
         key("The guest's initial RAM file system with the agent.", "guest.initramfs", toml(&guest.initramfs));
         key("Appended to the guest kernel's command line.", "guest.cmdline", toml(&guest.cmdline));
-        key("Memory of a guest in MiB; the host gives what is touched.", "guest.memory_mib", toml(guest.memory_mib));
-        key("Virtual CPUs of a guest.", "guest.vcpus", toml(guest.vcpus));
+        key(
+            "Memory in MiB of a guest whose containers have no limit; the host gives what is touched.",
+            "guest.memory_mib",
+            toml(guest.memory_mib),
+        );
+        key("Memory in MiB of a guest beside its containers' limits.", "guest.base_mib", toml(guest.base_mib));
+        key(
+            "Most memory of a guest in MiB; 0 for all the host has.",
+            "guest.max_memory_mib",
+            toml(guest.max_memory_mib),
+        );
+        key("Virtual CPUs of a guest whose pod names none.", "guest.vcpus", toml(guest.vcpus));
+        key("Most virtual CPUs of a guest.", "guest.max_vcpus", toml(guest.max_vcpus));
         key("Size in MiB of a pod's writable disk; the file is sparse.", "guest.scratch_mib", toml(guest.scratch_mib));
         key("Seconds a guest may take to a ready agent.", "guest.boot_seconds", toml(guest.boot_seconds));
         key("Seconds for one call to the agent, or to power off.", "guest.call_seconds", toml(guest.call_seconds));
+        let network = &self.network;
+        key(
+            "Whether pods join a network by CNI: \"required\", \"optional\" (if one is configured), or \"off\".",
+            "network.cni",
+            toml(network.cni),
+        );
+        key(
+            "Directory of CNI configurations, read anew for every pod; the first in lexical order counts.",
+            "network.conf_directory",
+            toml(&network.conf_directory),
+        );
+        key("Directories of CNI plugins.", "network.plugin_directories", toml(&network.plugin_directories));
+        key(
+            "How many of the configurations a pod joins, as eth0, eth1, ….",
+            "network.networks",
+            toml(network.networks),
+        );
+        key("Directory of the pods' network namespaces.", "network.netns_directory", toml(&network.netns_directory));
+        key("Seconds a CNI plugin may take for one command.", "network.plugin_seconds", toml(network.plugin_seconds));
+        let paths = &self.registry.config_path;
+        key(
+            "Directories with mirrors and certificates of registries: HOST/hosts.toml, as containerd reads it.",
+            "registry.config_path",
+            toml(paths),
+        );
+        key("Images that the kubelet must not remove to make room.", "images.pinned", toml(&self.images.pinned));
+        self.streaming.describe(&mut key);
         out
     }
 }
 
 /// A value as TOML writes it.
-fn toml(value: impl Serialize) -> String {
+pub fn toml(value: impl Serialize) -> String {
     toml::Value::try_from(value).map(|value| value.to_string()).unwrap_or_default()
 }
 
@@ -166,6 +302,8 @@ mod tests {
             ("[guest]\nmemory_mib = 1", "guest.memory_mib"),
             ("root = \"var\"", "root"),
             ("timeout_scale = 0.0", "timeout_scale"),
+            ("registry.config_path = [\"certs.d\"]", "registry.config_path"),
+            ("images.pinned = [\"A B\"]", "images.pinned"),
         ] {
             std::fs::write(&file, text).unwrap();
             let error = format!("{:#}", Config::load(Some(&file)).unwrap_err());

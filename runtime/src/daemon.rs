@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use nacelle_cri::{Handler, Health, Images, Runtime};
+use nacelle_cri::{Handler, Health, Images, Pods, Runtime};
 use nacelle_image::ImageStore;
 use nacelle_proto::runtime::v1::image_service_server::ImageServiceServer;
 use nacelle_proto::runtime::v1::runtime_service_server::RuntimeServiceServer;
 use nacelle_sandbox::Manager;
+use nacelle_streaming::Server;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -41,16 +42,22 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     refuse_second(&config.socket).await?;
     let program = std::env::current_exe().context("find this program")?;
-    let store = ImageStore::open(&config.root.join("images"))?;
+    let store = ImageStore::open_with(&config.root.join("images"), config.image_options())?;
     let manager = Manager::open(config.manager(program)).await?;
+    let streaming = Server::bind(config.streaming.options(config.timeout_scale)).await?;
+    let door = streaming.door();
     let listener = listen(&config.socket)?;
     let handlers = config.handlers.iter().map(|name| Handler { name: name.clone() }).collect();
     let version = env!("CARGO_PKG_VERSION").to_owned();
-    let runtime = Runtime::new(manager, store.clone(), handlers, version.clone(), health(&config));
+    tokio::spawn(streaming.serve(Arc::new(Pods::new(manager.clone()))));
+    let events = manager.clone();
+    let images = Images::new(store.clone(), manager.clone(), &config.images.pinned);
+    let runtime = Runtime::new(manager, store, handlers, version.clone(), health(&config), door)
+        .with_unset_seccomp(config.unset_seccomp.into());
     tracing::info!(socket = %config.socket.display(), version, "ready");
     let server = tonic::transport::Server::builder()
         .add_service(RuntimeServiceServer::new(runtime).max_decoding_message_size(MESSAGE_LIMIT))
-        .add_service(ImageServiceServer::new(Images::new(store)).max_decoding_message_size(MESSAGE_LIMIT));
+        .add_service(ImageServiceServer::new(images).max_decoding_message_size(MESSAGE_LIMIT));
     let (farewell, begun) = tokio::sync::oneshot::channel();
     let stop = async move {
         tokio::select! {
@@ -58,6 +65,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             _ = interrupt.recv() => {}
         }
         tracing::info!("ending; pods go on");
+        // Calls that would never end by themselves.
+        events.end_events();
         let _ = farewell.send(());
     };
     let serve = server.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop);

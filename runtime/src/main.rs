@@ -5,6 +5,7 @@ mod config;
 mod daemon;
 mod logging;
 mod run;
+mod streaming;
 mod vmm;
 
 use std::path::PathBuf;

@@ -12,7 +12,7 @@ use anyhow::Context;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use nacelle_image::{Image, ImageStore, Progress};
-use nacelle_sandbox::{ContainerConfig, ExitInfo, Manager, NamespaceMode, SandboxConfig};
+use nacelle_sandbox::{ContainerConfig, ExitInfo, Manager, NamespaceMode, NetworkMode, SandboxConfig};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Config;
@@ -47,7 +47,7 @@ pub fn main(config: Config, arguments: RunArguments) -> anyhow::Result<ExitCode>
 async fn run(config: Config, arguments: RunArguments) -> anyhow::Result<u8> {
     crate::check::guests_can_run(&config.guest).map_err(anyhow::Error::msg)?;
     let base = config.root.join("run");
-    let image = pull(&base, &arguments.image).await?;
+    let image = pull(&config, &base, &arguments.image).await?;
     sweep(&config, &base).await;
     let name = format!("{}", std::process::id());
     let own = own_config(&config, &base, &name);
@@ -65,7 +65,12 @@ async fn run(config: Config, arguments: RunArguments) -> anyhow::Result<u8> {
 
 /// The configuration of one run: its own directories, the same guests.
 fn own_config(config: &Config, base: &Path, name: &str) -> Config {
-    Config { root: base.join("pods").join(name), run: config.run.join("r").join(name), ..config.clone() }
+    let mut network = config.network.clone();
+    if network.cni == NetworkMode::Required {
+        // A command for trying things works without a cluster's network, too.
+        network.cni = NetworkMode::Optional;
+    }
+    Config { root: base.join("pods").join(name), run: config.run.join("r").join(name), network, ..config.clone() }
 }
 
 fn program() -> anyhow::Result<PathBuf> {
@@ -100,8 +105,8 @@ async fn sweep(config: &Config, base: &Path) {
 }
 
 /// Pulls the image, with a progress bar on a terminal.
-async fn pull(base: &Path, reference: &str) -> anyhow::Result<Image> {
-    let store = ImageStore::open(&base.join("images"))?;
+async fn pull(config: &Config, base: &Path, reference: &str) -> anyhow::Result<Image> {
+    let store = ImageStore::open_with(&base.join("images"), config.image_options())?;
     let bar = ProgressBar::new(0);
     bar.set_style(ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}")?);
     bar.set_message(format!("pulling {reference}"));

@@ -28,7 +28,7 @@ fn run(mut words: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode> {
     // that leads one already.
     let _ = rustix::process::setsid();
     let config = read(&path)?;
-    let exit = nacelle_vmm::run(&config)?;
+    let exit = nacelle_vmm::run_jailed(&config)?;
     if exit.code() != 0 {
         eprintln!("{exit}");
     }

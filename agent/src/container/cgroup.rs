@@ -7,6 +7,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::patience::scaled;
 
 /// How long the kernel may take to be done with killed processes.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -21,6 +22,11 @@ impl Cgroup {
     /// The group at `path`, an absolute one.
     pub fn at(path: PathBuf) -> Self {
         Self { path }
+    }
+
+    /// Its directory.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Makes the group and opens its directory.
@@ -61,7 +67,7 @@ impl Cgroup {
     /// Kills what is in the group and removes it with the groups below. One that does not
     /// exist is fine. Blocks, up to seconds.
     pub fn remove(&self) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + scaled(PATIENCE);
         let mut pause = Duration::from_millis(1);
         loop {
             self.kill()?;

@@ -5,33 +5,35 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use libcontainer::oci_spec::runtime::{LinuxDeviceCgroup, Process as ProcessSpec, Spec};
-use nacelle_proto::agent::v1::CreateContainerRequest;
+use libcontainer::oci_spec::runtime::{Process as ProcessSpec, Spec};
+use nacelle_proto::agent::v1::{CreateContainerRequest, PidNamespace};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::cgroup::Cgroup;
 use super::rootfs::RootFs;
 use super::spec::{self, Completion};
-use super::{Container, Init, Phase, check_id, cwd, device_policy};
+use super::{Container, Init, Phase, Status, check_id, cwd, device_policy, guest_devices, limits, volumes};
 use crate::agent::Agent;
 use crate::error::{Error, Result};
 use crate::helper::client::Helper;
 use crate::helper::{Create, Request};
 use crate::paths::container_cgroup;
+use crate::pod_init;
 use crate::process::Process;
 use crate::stdio::streams::Streams;
 use crate::users::{Databases, Identity};
 
 impl Agent {
-    /// Builds a container. When it fails, nothing of it is left.
-    pub async fn create_container(self: &Arc<Self>, request: CreateContainerRequest) -> Result<()> {
+    /// Builds a container; answers who its process runs as. When it fails, nothing of it is left.
+    pub async fn create_container(self: &Arc<Self>, request: CreateContainerRequest) -> Result<Identity> {
         check_id("container_id", &request.container_id)?;
         self.sandbox.check_configured()?;
         let slot = request.rootfs.as_ref().ok_or_else(|| Error::invalid("rootfs", "there is none"))?.slot;
+        let slots = [slot].into_iter().chain(volumes::slots(&request)).collect();
         let spec = spec::parse(&request.spec_json)?;
         let id = request.container_id.clone();
         let cgroup = Cgroup::at(container_cgroup(&id).1);
-        let container = Arc::new(Container::new(id, vec![slot], cgroup));
+        let container = Arc::new(Container::new(id, slots, cgroup));
         let _order = container.order.clone().write_owned().await;
         self.add_container(&container)?;
         let built = self.build_container(&container, request, spec).await;
@@ -49,7 +51,7 @@ impl Agent {
         container: &Arc<Container>,
         request: CreateContainerRequest,
         mut spec: Spec,
-    ) -> Result<()> {
+    ) -> Result<Identity> {
         let (stdin, terminal) = (request.stdin, request.terminal);
         let agent = self.clone();
         let prepared = {
@@ -89,7 +91,22 @@ impl Agent {
         state.init =
             Some(Arc::new(Init { process: process_handle, status: Mutex::new(Some(status)), spec: process, seccomp }));
         state.phase = Phase::Created;
-        Ok(())
+        Ok(identity)
+    }
+
+    /// The PID namespace of a container whose specification lists none; none for the guest's.
+    fn pid_namespace(&self, request: &CreateContainerRequest) -> Result<Option<PathBuf>> {
+        match request.pid_namespace() {
+            PidNamespace::Guest => Ok(None),
+            PidNamespace::Pod => self.sandbox.pids.namespace(&self.paths).map(Some),
+            PidNamespace::Target => {
+                let target = self.container(&request.pid_target)?;
+                match (target.process(), target.status()) {
+                    (Some(process), Some(Status::Running)) => Ok(Some(pod_init::namespace_of(process.pid))),
+                    _ => Err(Error::State(format!("container {} is not running", target.id))),
+                }
+            }
+        }
     }
 
     /// Everything before the helper: mounts, users, files, the control group. Blocks.
@@ -110,8 +127,24 @@ impl Agent {
             databases: &databases,
         };
         let identity = spec::complete(spec, &with)?;
+        self.bind_sources(id, request, spec)?;
         if let Some(process) = spec.process() {
             cwd::make(&root.root(), process.cwd())?;
+        }
+        if let Some(namespace) = self.pid_namespace(request)? {
+            spec::join_pid_namespace(spec, namespace)?;
+        }
+        let mut resources = spec::take_resources(spec);
+        for (device, allowed) in self.disks(request)? {
+            spec::add_devices(spec, vec![device]);
+            // The last rule that matches decides, and that of a privileged container allows
+            // everything already.
+            if !device_policy::allows_everything(&resources) {
+                resources.devices_mut().get_or_insert_default().push(allowed);
+            }
+        }
+        if device_policy::allows_everything(&resources) {
+            spec::add_devices(spec, guest_devices::list(Path::new("/dev")));
         }
         let directory = self.paths.container(id);
         write_json(&directory.join("config.json"), spec)?;
@@ -121,18 +154,14 @@ impl Agent {
         fs::create_dir_all(self.paths.state()).map_err(Error::path("make the directory", self.paths.state()))?;
         // Made here, so that the policy holds before the first process is in it.
         let cgroup = container.cgroup.create()?;
-        device_policy::attach(&cgroup, devices(spec))?;
+        device_policy::attach(&cgroup, resources.devices().as_deref().unwrap_or_default())?;
+        limits::apply(container.cgroup.path(), &resources)?;
         Ok(identity)
     }
 }
 
 /// File in the container's directory with its system call filter.
 const SECCOMP: &str = "seccomp.json";
-
-fn devices(spec: &Spec) -> &[LinuxDeviceCgroup] {
-    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-    resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default()
-}
 
 /// Writes a file of the container's directory, which no container sees.
 pub(super) fn write_json<T: serde::Serialize>(path: &Path, value: &T) -> Result<()> {

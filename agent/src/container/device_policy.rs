@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use libcontainer::oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
+use libcontainer::oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, LinuxResources};
 
 use crate::error::{Error, Result};
 
@@ -42,6 +42,18 @@ struct Rule {
     access: u32,
 }
 
+impl Rule {
+    fn is_everything(&self) -> bool {
+        self.allow && self.kind.is_none() && self.access == ALL && self.major.is_none()
+    }
+}
+
+/// Whether these are the limits of a privileged container, which may use every device.
+pub fn allows_everything(resources: &LinuxResources) -> bool {
+    let last = resources.devices().as_deref().unwrap_or_default().last();
+    last.and_then(|device| rule(device).ok()).is_some_and(|rule| rule.is_everything())
+}
+
 /// Attaches the policy of `devices` to the control group opened as `cgroup`. The last
 /// rule that matches decides; where none does, access is denied.
 pub fn attach(cgroup: &File, devices: &[LinuxDeviceCgroup]) -> Result<()> {
@@ -59,8 +71,7 @@ pub fn attach(cgroup: &File, devices: &[LinuxDeviceCgroup]) -> Result<()> {
 /// the permission for everything is that of a privileged container.
 fn rules(devices: &[LinuxDeviceCgroup]) -> Result<Vec<Rule>> {
     let given = devices.iter().map(rule).collect::<Result<Vec<_>>>()?;
-    let everything = |rule: &Rule| rule.allow && rule.kind.is_none() && rule.access == ALL && rule.major.is_none();
-    if given.last().is_some_and(everything) {
+    if given.last().is_some_and(Rule::is_everything) {
         return Ok(given);
     }
     let make = |kind| Rule { allow: true, kind: Some(kind), major: None, minor: None, access: MKNOD };

@@ -7,23 +7,29 @@
 //!
 //! * [`spec`]: the specification, completed with what only the guest knows.
 //! * [`rootfs`]: the mounts of a root file system.
-//! * [`cgroup`], [`device_policy`]: the control group and what devices it may use.
-//! * [`create`], [`start`], [`exec`], [`signal`], [`remove`]: one call each.
+//! * [`volumes`]: what else is mounted, and disks.
+//! * [`cgroup`], [`limits`], [`device_policy`]: the control group, its limits and what
+//!   devices it may use.
+//! * [`create`], [`start`], [`exec`], [`signal`], [`update`], [`remove`]: one call each.
 
 pub mod cgroup;
 mod create;
 mod cwd;
 pub mod device_policy;
 mod exec;
+mod guest_devices;
+mod limits;
 mod remove;
 mod rootfs;
 mod signal;
 mod spec;
 mod start;
+mod update;
+mod volumes;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use libcontainer::oci_spec::runtime::Process as ProcessSpec;
@@ -31,6 +37,7 @@ use tokio::sync::RwLock;
 
 use crate::error::{Error, Result};
 use crate::process::{Outcome, Process};
+use crate::stats::layer::Layer;
 use cgroup::Cgroup;
 pub use rootfs::{mount_at, unmount_at};
 
@@ -42,6 +49,8 @@ pub struct Container {
     /// PCI slots it holds.
     slots: Vec<u32>,
     cgroup: Cgroup,
+    /// How much its upper layer takes.
+    pub layer: Layer,
     order: Arc<RwLock<()>>,
     state: Mutex<State>,
 }
@@ -89,12 +98,22 @@ pub enum Status {
 
 impl Container {
     fn new(id: String, slots: Vec<u32>, cgroup: Cgroup) -> Self {
-        Self { id, slots, cgroup, order: Arc::default(), state: Mutex::default() }
+        Self { id, slots, cgroup, layer: Layer::default(), order: Arc::default(), state: Mutex::default() }
     }
 
     /// PCI slots it holds.
     pub fn slots(&self) -> &[u32] {
         &self.slots
+    }
+
+    /// Directory of its control group.
+    pub fn cgroup_path(&self) -> &Path {
+        self.cgroup.path()
+    }
+
+    /// Ids of all its processes.
+    pub fn processes(&self) -> Vec<i32> {
+        self.cgroup.processes()
     }
 
     /// Its own process; nothing while it is being created.

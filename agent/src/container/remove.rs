@@ -11,6 +11,7 @@ use super::rootfs::RootFs;
 use super::{Container, Phase};
 use crate::agent::Agent;
 use crate::error::{Error, Result};
+use crate::patience::scaled;
 
 /// How long killed processes may take to end.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -38,9 +39,9 @@ impl Agent {
     pub(super) async fn tear_down(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
         container.cgroup.kill()?;
         if let Ok(init) = container.init()
-            && timeout(PATIENCE, init.process.wait()).await.is_err()
+            && timeout(scaled(PATIENCE), init.process.wait()).await.is_err()
         {
-            let seconds = PATIENCE.as_secs();
+            let seconds = scaled(PATIENCE).as_secs();
             return Err(Error::Timeout(format!("container {} has not ended {seconds} s after SIGKILL", container.id)));
         }
         let agent = self.clone();
@@ -60,6 +61,7 @@ impl Agent {
         }
         let root = RootFs::new(&self.paths, &container.id);
         root.unmount()?;
+        self.unmount_images(&container.id)?;
         for slot in &container.slots {
             self.bus.remove(*slot)?;
         }

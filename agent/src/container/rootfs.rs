@@ -12,6 +12,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::error::{Error, Result};
 use crate::paths::Paths;
+use crate::patience::scaled;
 
 /// How long a busy mount is waited for before it is only detached.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -84,6 +85,7 @@ pub fn mount_at(source: &Path, target: &Path, kind: &'static str, flags: MountFl
         let action = match kind {
             "erofs" => "mount as erofs",
             "ext4" => "mount as ext4",
+            "virtiofs" => "mount as virtiofs",
             "overlay" => "mount the overlay on",
             _ => "mount",
         };
@@ -94,7 +96,7 @@ pub fn mount_at(source: &Path, target: &Path, kind: &'static str, flags: MountFl
 
 /// Unmounts `target`; one that is no mount point is fine.
 pub fn unmount_at(target: &Path) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + scaled(PATIENCE);
     loop {
         match unmount(target, UnmountFlags::NOFOLLOW) {
             Ok(()) | Err(Errno::INVAL | Errno::NOENT) => return Ok(()),

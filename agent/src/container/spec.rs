@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use libcontainer::oci_spec::runtime::{
-    LinuxNamespaceType, Mount, MountBuilder, Process as ProcessSpec, Root, RootBuilder, Spec,
+    LinuxDevice, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources, Mount, MountBuilder,
+    Process as ProcessSpec, Root, RootBuilder, Spec,
 };
 
 use crate::error::{Error, Result};
@@ -103,6 +104,33 @@ pub fn complete(spec: &mut Spec, with: &Completion<'_>) -> Result<Identity> {
     let env = process.env_mut().get_or_insert_default();
     complete_env(env, &identity.home);
     Ok(identity)
+}
+
+/// Has the container join a PID namespace.
+pub fn join_pid_namespace(spec: &mut Spec, path: PathBuf) -> Result<()> {
+    let namespace = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Pid).path(path).build();
+    let namespace = namespace.map_err(|error| Error::invalid("spec_json: linux.namespaces", error.to_string()))?;
+    if let Some(linux) = spec.linux_mut() {
+        let namespaces = linux.namespaces_mut().get_or_insert_default();
+        namespaces.retain(|namespace| namespace.typ() != LinuxNamespaceType::Pid);
+        namespaces.push(namespace);
+    }
+    Ok(())
+}
+
+/// The limits, which the agent itself applies.
+pub fn take_resources(spec: &mut Spec) -> LinuxResources {
+    let Some(linux) = spec.linux_mut() else { return LinuxResources::default() };
+    let resources = linux.resources().clone().unwrap_or_default();
+    linux.set_resources(None);
+    resources
+}
+
+/// Has the container find these devices in its /dev.
+pub fn add_devices(spec: &mut Spec, devices: Vec<LinuxDevice>) {
+    if let Some(linux) = spec.linux_mut() {
+        linux.devices_mut().get_or_insert_default().extend(devices);
+    }
 }
 
 /// Gives an environment the HOME and PATH it lacks.

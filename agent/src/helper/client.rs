@@ -16,6 +16,7 @@ use super::message::{self, Reply, Request};
 use crate::error::{Error, Result};
 use crate::fd;
 use crate::paths::Paths;
+use crate::patience::scaled;
 use crate::reaper::{ExitWatch, Reaper, ended};
 
 /// How long a helper may work. It mounts and clones; a minute means that it hangs.
@@ -79,13 +80,14 @@ impl Helper {
                     .map_err(|_| io::Error::other(format!("the helper ended with {}", exit.code))),
             }
         };
-        match timeout(PATIENCE, answer).await {
+        let patience = scaled(PATIENCE);
+        match timeout(patience, answer).await {
             Ok(Ok((Reply::Ready { pid }, terminal))) => Ok(Built { pid, terminal: terminal.into_iter().next() }),
             Ok(Ok((Reply::Failed { reason }, _))) => Err(failed(reason)),
             Ok(Err(error)) => Err(failed(error.to_string())),
             Err(_) => {
                 let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
-                Err(Error::Timeout(format!("the helper did not {action} within {} s", PATIENCE.as_secs())))
+                Err(Error::Timeout(format!("the helper did not {action} within {} s", patience.as_secs())))
             }
         }
     }

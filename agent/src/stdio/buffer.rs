@@ -20,6 +20,13 @@ pub struct OutOfRange {
     end: u64,
 }
 
+impl OutOfRange {
+    /// First byte that is held, if the one asked for lies before it.
+    pub fn acknowledged(&self) -> Option<u64> {
+        (self.offset < self.start).then_some(self.start)
+    }
+}
+
 impl Buffer {
     /// An empty buffer for up to `capacity` bytes. It takes memory as it fills.
     pub fn new(capacity: usize) -> Self {

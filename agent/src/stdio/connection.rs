@@ -24,16 +24,16 @@ where
     let (read, mut write) = split(connection);
     let mut read = BufReader::new(read);
     let Ok(header) = timeout(PATIENCE, read_header(&mut read)).await else { return };
-    let target = header.and_then(|header| {
-        let streams = find(&header.container_id, &header.exec_id)?;
+    let target = header.map_err(refusal).and_then(|header| {
+        let streams = find(&header.container_id, &header.exec_id).map_err(refusal)?;
         Target::attach(&streams, &header)
     });
-    let error = target.as_ref().err().cloned().unwrap_or_default();
-    if reply(&mut write, error).await.is_err() {
+    let answer = target.as_ref().err().map_or_else(Reply::default, |refusal| refusal.clone());
+    if reply(&mut write, answer).await.is_err() {
         return;
     }
     match target {
-        Ok(Target::Input(input, attachment)) => input.serve(attachment, read).await,
+        Ok(Target::Input(input, attachment)) => input.serve(attachment, read, write).await,
         Ok(Target::Output(output, attachment)) => output.serve(attachment, read, write).await,
         Err(_) => {}
     }
@@ -45,20 +45,26 @@ enum Target {
 }
 
 impl Target {
-    fn attach(streams: &Streams, header: &Header) -> Result<Self, String> {
-        let missing = || format!("the process has no {} of its own", header.stream);
+    fn attach(streams: &Streams, header: &Header) -> Result<Self, Reply> {
+        let missing = || refusal(format!("the process has no {} of its own", header.stream));
         let output = match header.stream {
             Stream::Stdin => {
                 let input = streams.stdin.clone().ok_or_else(missing)?;
-                let attachment = input.attach().ok_or("the process's stdin is closed")?;
+                let attachment = input.attach().ok_or_else(|| refusal("the process's stdin is closed".into()))?;
                 return Ok(Self::Input(input, attachment));
             }
             Stream::Stdout => streams.stdout.clone(),
             Stream::Stderr => streams.stderr.clone().ok_or_else(missing)?,
         };
-        let attachment = output.attach(header.offset).map_err(|error| error.to_string())?;
+        let attachment = output
+            .attach(header.offset)
+            .map_err(|error| Reply { start: error.acknowledged(), error: error.to_string() })?;
         Ok(Self::Output(output, attachment))
     }
+}
+
+fn refusal(error: String) -> Reply {
+    Reply { error, start: None }
 }
 
 async fn read_header<R: AsyncBufRead + Unpin>(read: &mut R) -> Result<Header, String> {
@@ -71,10 +77,10 @@ async fn read_header<R: AsyncBufRead + Unpin>(read: &mut R) -> Result<Header, St
     serde_json::from_slice(&line).map_err(|error| format!("the header is malformed: {error}"))
 }
 
-async fn reply<W: AsyncWrite + Unpin>(write: &mut W, mut error: String) -> io::Result<()> {
+async fn reply<W: AsyncWrite + Unpin>(write: &mut W, mut reply: Reply) -> io::Result<()> {
     // Room for the quoting; the limit holds for the whole line.
-    error.truncate(error.floor_char_boundary(LINE_LIMIT / 8));
-    let mut line = serde_json::to_vec(&Reply { error })?;
+    reply.error.truncate(reply.error.floor_char_boundary(LINE_LIMIT / 8));
+    let mut line = serde_json::to_vec(&reply)?;
     line.push(b'\n');
     write.write_all(&line).await
 }

@@ -5,8 +5,9 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use nacelle_proto::stdio::CLOSED;
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, AsyncReadExt, Interest};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::sync::watch;
 
 use crate::fd;
@@ -46,15 +47,25 @@ impl Input {
     }
 
     /// Moves bytes from the host to the process until either ends or a newer connection
-    /// takes over. The end of `source` is the end of the process's input; an error of it
-    /// is a broken connection, after which another may carry on.
-    pub async fn serve<R: AsyncRead + Unpin>(&self, attachment: Attachment, mut source: R) {
+    /// takes over. The end of `source` is the end of the process's input, if the host is
+    /// there to hear by `answer` that it is closed; otherwise the connection is broken, and
+    /// another may carry on.
+    pub async fn serve<R, W>(&self, attachment: Attachment, mut source: R, mut answer: W)
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
         let Attachment { sink, number, mut newest } = attachment;
         let copy = async {
             let mut chunk = vec![0; CHUNK];
             loop {
                 match source.read(&mut chunk).await {
-                    Ok(0) => return self.close(&sink).await,
+                    Ok(0) => {
+                        if answer.write_all(&[CLOSED]).await.is_ok() && answer.flush().await.is_ok() {
+                            self.close(&sink).await;
+                        }
+                        return;
+                    }
                     Ok(count) => {
                         if write_all(&sink, &chunk[..count]).await.is_err() {
                             // The process closed its end.
@@ -113,6 +124,32 @@ mod tests {
         (read.into(), Input::new(write, false).unwrap())
     }
 
+    async fn serve(input: &Input, attachment: Attachment, agent: tokio::io::DuplexStream) {
+        let (source, answer) = tokio::io::split(agent);
+        input.serve(attachment, source, answer).await;
+    }
+
+    #[tokio::test]
+    async fn a_host_that_is_gone_leaves_the_input_open_for_another() {
+        let (mut process, input) = stdin();
+        let (mut host, agent) = duplex(1000);
+        let attachment = input.attach().unwrap();
+        host.write_all(b"half a ").await.unwrap();
+        drop(host);
+        timeout(Duration::from_secs(5), serve(&input, attachment, agent)).await.unwrap();
+        let (mut host, agent) = duplex(1000);
+        let attachment = input.attach().expect("still open");
+        host.write_all(b"line").await.unwrap();
+        host.shutdown().await.unwrap();
+        timeout(Duration::from_secs(5), serve(&input, attachment, agent)).await.unwrap();
+        assert_eq!(host.read_u8().await.unwrap(), CLOSED);
+        assert!(input.attach().is_none(), "closed for good");
+        drop(input);
+        let mut seen = String::new();
+        process.read_to_string(&mut seen).unwrap();
+        assert_eq!(seen, "half a line");
+    }
+
     #[tokio::test]
     async fn more_than_a_pipe_holds_arrives_whole_and_closes() {
         let (mut process, input) = stdin();
@@ -120,15 +157,19 @@ mod tests {
         let attachment = input.attach().unwrap();
         let server = {
             let input = input.clone();
-            tokio::spawn(async move { input.serve(attachment, agent).await })
+            tokio::spawn(async move { serve(&input, attachment, agent).await })
         };
         let sent: Vec<u8> = (0..300_000u32).map(|number| number as u8).collect();
         let writer = {
             let sent = sent.clone();
-            tokio::spawn(async move { host.write_all(&sent).await.unwrap() })
+            tokio::spawn(async move {
+                host.write_all(&sent).await.unwrap();
+                host.shutdown().await.unwrap();
+                assert_eq!(host.read_u8().await.unwrap(), CLOSED);
+            })
         };
         let mut seen = Vec::new();
-        let whole = timeout(Duration::from_secs(10), async {
+        let whole = timeout(Duration::from_secs(60), async {
             loop {
                 match process.read_to_end(&mut seen) {
                     Ok(_) => return,
@@ -153,11 +194,11 @@ mod tests {
         let old = input.attach().unwrap();
         let server = {
             let input = input.clone();
-            tokio::spawn(async move { input.serve(old, agent).await })
+            tokio::spawn(async move { serve(&input, old, agent).await })
         };
         let new = input.attach().unwrap();
         timeout(Duration::from_secs(5), server).await.unwrap().unwrap();
-        input.serve(new, &b"hello"[..]).await;
+        input.serve(new, &b"hello"[..], tokio::io::sink()).await;
         drop(input);
         let mut seen = String::new();
         process.read_to_string(&mut seen).unwrap();
@@ -169,6 +210,8 @@ mod tests {
         let (process, input) = stdin();
         drop(process);
         let attachment = input.attach().unwrap();
-        timeout(Duration::from_secs(5), input.serve(attachment, tokio::io::repeat(1))).await.unwrap();
+        timeout(Duration::from_secs(5), input.serve(attachment, tokio::io::repeat(1), tokio::io::sink()))
+            .await
+            .unwrap();
     }
 }

@@ -1,16 +1,17 @@
 //! Containers: the CRI's configuration to ours, our state to the CRI's.
 
 use nacelle_proto::runtime::v1 as cri;
-use nacelle_sandbox::{
-    Capabilities, ContainerConfig, ContainerState, ContainerStatus, NamespaceMode, Resources, Security, User,
-};
+use nacelle_sandbox::{ContainerConfig, ContainerState, ContainerStatus, Identity, Seccomp};
 use tonic::Status;
 
-use crate::status::{invalid, unsupported};
+use crate::status::invalid;
+use crate::{mounts, resources, security, signal};
 
-/// Translates a container's configuration and refuses what cannot be met.
-pub fn config(config: cri::ContainerConfig) -> Result<ContainerConfig, Status> {
-    let stop_signal = stop_signal(config.stop_signal());
+/// Translates a container's configuration and refuses what cannot be met. `unset_seccomp`
+/// filters the system calls of one that names no profile.
+pub fn config(config: cri::ContainerConfig, unset_seccomp: &Seccomp) -> Result<ContainerConfig, Status> {
+    let stop_signal = cri::Signal::try_from(config.stop_signal)
+        .map_err(|_| invalid("config.stop_signal", format!("{} is not a signal", config.stop_signal)))?;
     let metadata = config.metadata.ok_or_else(|| invalid("config.metadata", "is missing"))?;
     if metadata.name.is_empty() {
         return Err(invalid("config.metadata.name", "is empty"));
@@ -22,16 +23,15 @@ pub fn config(config: cri::ContainerConfig) -> Result<ContainerConfig, Status> {
     if config.windows.is_some() {
         return Err(invalid("config.windows", "this runtime runs Linux containers only"));
     }
-    if let Some(mount) = config.mounts.first() {
-        let problem = format!("volumes are not there yet (asked for at {:?})", mount.container_path);
-        return Err(unsupported("config.mounts", problem));
-    }
-    if !config.devices.is_empty() || !config.cdi_devices.is_empty() {
-        return Err(unsupported("config.devices", "devices of the host are not given to a guest"));
-    }
     let log_path = std::path::Path::new(&config.log_path);
     if log_path.is_absolute() || log_path.components().any(|part| part == std::path::Component::ParentDir) {
         return Err(invalid("config.log_path", "must be relative to the pod's log directory and stay in it"));
+    }
+    if config.log_path.contains('\0') {
+        return Err(invalid("config.log_path", "contains a NUL"));
+    }
+    if !(config.working_dir.is_empty() || config.working_dir.starts_with('/')) || config.working_dir.contains('\0') {
+        return Err(invalid("config.working_dir", format!("{:?} is not an absolute path", config.working_dir)));
     }
     let linux = config.linux.unwrap_or_default();
     Ok(ContainerConfig {
@@ -39,163 +39,42 @@ pub fn config(config: cri::ContainerConfig) -> Result<ContainerConfig, Status> {
         attempt: metadata.attempt,
         image: image.image,
         user_specified_image: image.user_specified_image,
-        command: config.command,
-        args: config.args,
+        command: words("command", config.command)?,
+        args: words("args", config.args)?,
         working_dir: config.working_dir,
-        env: config
-            .envs
-            .into_iter()
-            .map(|env| match String::from_utf8(env.value) {
-                Ok(value) => Ok((env.key, value)),
-                Err(_) => Err(invalid("config.envs", format!("the value of {:?} is not UTF-8", env.key))),
-            })
-            .collect::<Result<_, _>>()?,
+        env: config.envs.into_iter().enumerate().map(variable).collect::<Result<_, _>>()?,
         labels: config.labels.into_iter().collect(),
         annotations: config.annotations.into_iter().collect(),
         log_path: config.log_path,
         stdin: config.stdin,
         stdin_once: config.stdin_once,
         tty: config.tty,
-        resources: resources(linux.resources.unwrap_or_default()),
-        security: security(linux.security_context.unwrap_or_default())?,
-        stop_signal,
+        resources: resources::resources("config.linux.resources", linux.resources)?,
+        security: security::security(linux.security_context.unwrap_or_default(), unset_seccomp)?,
+        stop_signal: signal::number(stop_signal),
+        mounts: mounts::mounts(config.mounts)?,
+        devices: mounts::devices(config.devices, &config.cdi_devices)?,
     })
 }
 
-fn resources(resources: cri::LinuxContainerResources) -> Resources {
-    Resources {
-        cpu_period: resources.cpu_period,
-        cpu_quota: resources.cpu_quota,
-        cpu_shares: resources.cpu_shares,
-        memory_limit: resources.memory_limit_in_bytes,
-        memory_swap_limit: resources.memory_swap_limit_in_bytes,
-        oom_score_adj: resources.oom_score_adj,
-        cpuset_cpus: resources.cpuset_cpus,
-        cpuset_mems: resources.cpuset_mems,
-        hugepages: resources.hugepage_limits.into_iter().map(|limit| (limit.page_size, limit.limit)).collect(),
-        unified: resources.unified.into_iter().collect(),
+/// A name and its value, as execve takes them.
+fn variable((index, env): (usize, cri::KeyValue)) -> Result<(String, String), Status> {
+    let field = format!("config.envs[{index}]");
+    if env.key.is_empty() || env.key.contains(['=', '\0']) {
+        return Err(invalid(&format!("{field}.key"), format!("{:?} is not the name of a variable", env.key)));
+    }
+    match String::from_utf8(env.value) {
+        Ok(value) if !value.contains('\0') => Ok((env.key, value)),
+        Ok(_) => Err(invalid(&format!("{field}.value"), format!("the value of {:?} contains a NUL", env.key))),
+        Err(_) => Err(invalid(&format!("{field}.value"), format!("the value of {:?} is not UTF-8", env.key))),
     }
 }
 
-fn resources_back(resources: &Resources) -> cri::LinuxContainerResources {
-    cri::LinuxContainerResources {
-        cpu_period: resources.cpu_period,
-        cpu_quota: resources.cpu_quota,
-        cpu_shares: resources.cpu_shares,
-        memory_limit_in_bytes: resources.memory_limit,
-        memory_swap_limit_in_bytes: resources.memory_swap_limit,
-        oom_score_adj: resources.oom_score_adj,
-        cpuset_cpus: resources.cpuset_cpus.clone(),
-        cpuset_mems: resources.cpuset_mems.clone(),
-        hugepage_limits: resources
-            .hugepages
-            .iter()
-            .map(|(size, limit)| cri::HugepageLimit { page_size: size.clone(), limit: *limit })
-            .collect(),
-        unified: resources.unified.clone().into_iter().collect(),
-    }
-}
-
-fn security(context: cri::LinuxContainerSecurityContext) -> Result<Security, Status> {
-    const FIELD: &str = "config.linux.security_context";
-    let namespaces = context.namespace_options.clone().unwrap_or_default();
-    if namespaces.pid() == cri::NamespaceMode::Target {
-        return Err(unsupported(
-            &format!("{FIELD}.namespace_options.pid"),
-            "another container's process ids are not there yet",
-        ));
-    }
-    if context.selinux_options.as_ref().is_some_and(|options| *options != cri::SeLinuxOption::default()) {
-        return Err(unsupported(&format!("{FIELD}.selinux_options"), "the guest has no SELinux: leave them out"));
-    }
-    if context.supplemental_groups_policy() == cri::SupplementalGroupsPolicy::Strict {
-        return Err(unsupported(&format!("{FIELD}.supplemental_groups_policy"), "Strict is not there yet"));
-    }
-    if context.apparmor.as_ref().is_some_and(|p| p.profile_type() == cri::security_profile::ProfileType::Localhost) {
-        return Err(unsupported(&format!("{FIELD}.apparmor"), "the guest has no AppArmor: leave the profile out"));
-    }
-    let seccomp_unconfined = match context.seccomp.as_ref().map(cri::SecurityProfile::profile_type) {
-        Some(cri::security_profile::ProfileType::Unconfined) => true,
-        Some(cri::security_profile::ProfileType::Localhost) => {
-            return Err(unsupported(&format!("{FIELD}.seccomp"), "Localhost profiles are not there yet"));
-        }
-        Some(cri::security_profile::ProfileType::RuntimeDefault) | None => false,
-    };
-    let number = |field: &str, value: i64| {
-        u32::try_from(value).map_err(|_| invalid(&format!("{FIELD}.{field}"), format!("{value} is not a valid id")))
-    };
-    let uid = context.run_as_user.map(|user| number("run_as_user", user.value)).transpose()?;
-    let gid = context.run_as_group.map(|group| number("run_as_group", group.value)).transpose()?;
-    if gid.is_some() && uid.is_none() && context.run_as_username.is_empty() {
-        return Err(invalid(&format!("{FIELD}.run_as_group"), "needs run_as_user or run_as_username"));
-    }
-    let supplementary = context
-        .supplemental_groups
-        .iter()
-        .map(|group| number("supplemental_groups", *group))
-        .collect::<Result<_, _>>()?;
-    let capabilities = context.capabilities.unwrap_or_default();
-    // An empty list means "the default" unless the container is privileged: the kubelet
-    // sends the default paths itself when it wants them.
-    let paths = |paths: Vec<String>| if paths.is_empty() { None } else { Some(paths) };
-    Ok(Security {
-        privileged: context.privileged,
-        capabilities: Capabilities {
-            add: capabilities.add_capabilities,
-            drop: capabilities.drop_capabilities,
-            ambient: capabilities.add_ambient_capabilities,
-        },
-        user: User { uid, gid, name: context.run_as_username, supplementary },
-        readonly_rootfs: context.readonly_rootfs,
-        no_new_privileges: context.no_new_privs,
-        masked_paths: paths(context.masked_paths),
-        readonly_paths: paths(context.readonly_paths),
-        seccomp_unconfined,
-        pid: match namespaces.pid() {
-            cri::NamespaceMode::Container => NamespaceMode::Container,
-            _ => NamespaceMode::Pod,
-        },
-    })
-}
-
-/// The Linux number of a CRI signal; 0 for the default.
-fn stop_signal(signal: cri::Signal) -> u32 {
-    use cri::Signal as S;
-    match signal {
-        S::RuntimeDefault => 0,
-        S::Sighup => 1,
-        S::Sigint => 2,
-        S::Sigquit => 3,
-        S::Sigill => 4,
-        S::Sigtrap => 5,
-        S::Sigabrt | S::Sigiot => 6,
-        S::Sigbus => 7,
-        S::Sigfpe => 8,
-        S::Sigkill => 9,
-        S::Sigusr1 => 10,
-        S::Sigsegv => 11,
-        S::Sigusr2 => 12,
-        S::Sigpipe => 13,
-        S::Sigalrm => 14,
-        S::Sigterm => 15,
-        S::Sigstkflt => 16,
-        S::Sigchld | S::Sigcld => 17,
-        S::Sigcont => 18,
-        S::Sigstop => 19,
-        S::Sigtstp => 20,
-        S::Sigttin => 21,
-        S::Sigttou => 22,
-        S::Sigurg => 23,
-        S::Sigxcpu => 24,
-        S::Sigxfsz => 25,
-        S::Sigvtalrm => 26,
-        S::Sigprof => 27,
-        S::Sigwinch => 28,
-        S::Sigio | S::Sigpoll => 29,
-        S::Sigpwr => 30,
-        S::Sigsys => 31,
-        // SIGRTMIN+0 is 34, SIGRTMIN+15 is 49, SIGRTMAX-14 is 50, SIGRTMAX is 64.
-        realtime => u32::try_from(realtime as i32 - S::Sigrtmin as i32).map_or(0, |offset| 34 + offset),
+/// Words of a command line.
+fn words(field: &str, words: Vec<String>) -> Result<Vec<String>, Status> {
+    match words.iter().position(|word| word.contains('\0')) {
+        Some(index) => Err(invalid(&format!("config.{field}[{index}]"), "contains a NUL")),
+        None => Ok(words),
     }
 }
 
@@ -205,6 +84,17 @@ pub fn state(state: ContainerState) -> cri::ContainerState {
         ContainerState::Creating | ContainerState::Created => cri::ContainerState::ContainerCreated,
         ContainerState::Running => cri::ContainerState::ContainerRunning,
         ContainerState::Exited => cri::ContainerState::ContainerExited,
+        ContainerState::Unknown => cri::ContainerState::ContainerUnknown,
+    }
+}
+
+fn user(user: Identity) -> cri::ContainerUser {
+    cri::ContainerUser {
+        linux: Some(cri::LinuxContainerUser {
+            uid: user.uid.into(),
+            gid: user.gid.into(),
+            supplemental_groups: user.groups.into_iter().map(i64::from).collect(),
+        }),
     }
 }
 
@@ -216,7 +106,8 @@ fn image_spec(config: &ContainerConfig) -> cri::ImageSpec {
     }
 }
 
-fn metadata(config: &ContainerConfig) -> cri::ContainerMetadata {
+/// What it is called.
+pub fn metadata(config: &ContainerConfig) -> cri::ContainerMetadata {
     cri::ContainerMetadata { name: config.name.clone(), attempt: config.attempt }
 }
 
@@ -252,16 +143,16 @@ pub fn status(status: ContainerStatus) -> cri::ContainerStatus {
         reason: exit.reason,
         message: exit.message,
         resources: Some(cri::ContainerResources {
-            linux: Some(resources_back(&status.config.resources)),
+            linux: Some(resources::back(&status.config.resources)),
             windows: None,
         }),
         labels: status.config.labels.into_iter().collect(),
         annotations: status.config.annotations.into_iter().collect(),
-        mounts: Vec::new(),
+        mounts: mounts::back(&status.config.mounts),
         log_path: status.log_path,
         image_id: status.image_id,
-        user: None,
-        stop_signal: cri::Signal::RuntimeDefault.into(),
+        user: status.user.map(user),
+        stop_signal: signal::named(status.stop_signal).into(),
     }
 }
 
@@ -277,33 +168,54 @@ mod tests {
         }
     }
 
+    fn translated(config: cri::ContainerConfig) -> Result<ContainerConfig, Status> {
+        super::config(config, &Seccomp::Unconfined)
+    }
+
     #[test]
-    fn realtime_signals_have_their_linux_numbers() {
-        use cri::Signal as S;
-        for (signal, number) in
-            [(S::Sigrtmin, 34), (S::Sigrtminplus15, 49), (S::Sigrtmaxminus14, 50), (S::Sigrtmax, 64)]
-        {
-            assert_eq!(stop_signal(signal), number, "{signal:?}");
+    fn each_field_that_cannot_be_is_named() {
+        type Spoil = fn(&mut cri::ContainerConfig);
+        fn env(key: &str, value: &[u8]) -> Vec<cri::KeyValue> {
+            vec![cri::KeyValue { key: key.into(), value: value.into() }]
+        }
+        let cases: &[(&str, Spoil)] = &[
+            ("metadata", |c| c.metadata = None),
+            ("metadata.name", |c| c.metadata = Some(cri::ContainerMetadata::default())),
+            ("image", |c| c.image = None),
+            ("image.image", |c| c.image = Some(cri::ImageSpec::default())),
+            ("windows", |c| c.windows = Some(cri::WindowsContainerConfig::default())),
+            ("command[1]", |c| c.command = vec!["a".into(), "b\0".into()]),
+            ("args[0]", |c| c.args = vec!["\0".into()]),
+            ("working_dir", |c| c.working_dir = "srv".into()),
+            ("envs[0].key", |c| c.envs = env("", b"x")),
+            ("envs[0].key", |c| c.envs = env("a=b", b"x")),
+            ("envs[0].value", |c| c.envs = env("A", b"\xff")),
+            ("envs[0].value", |c| c.envs = env("A", b"x\0")),
+            ("log_path", |c| c.log_path = "/etc/passwd".into()),
+            ("log_path", |c| c.log_path = "../x".into()),
+            ("log_path", |c| c.log_path = "a/../../x".into()),
+            ("stop_signal", |c| c.stop_signal = 66),
+            ("linux.resources.cpu_period", |c| {
+                let resources = cri::LinuxContainerResources { cpu_period: 1, ..Default::default() };
+                c.linux = Some(cri::LinuxContainerConfig { resources: Some(resources), ..Default::default() });
+            }),
+        ];
+        translated(container()).unwrap();
+        for (field, spoil) in cases {
+            let mut config = container();
+            spoil(&mut config);
+            let status = translated(config).unwrap_err();
+            assert_eq!(status.code(), tonic::Code::InvalidArgument, "{field}");
+            assert!(status.message().starts_with(&format!("config.{field}: ")), "{field}: {}", status.message());
         }
     }
 
     #[test]
-    fn a_log_path_cannot_leave_its_directory() {
-        for path in ["/etc/passwd", "../x", "a/../../x"] {
-            let status = config(cri::ContainerConfig { log_path: path.into(), ..container() }).unwrap_err();
-            assert!(status.message().starts_with("config.log_path"), "{}", status.message());
-        }
-        config(cri::ContainerConfig { log_path: "c/0.log".into(), ..container() }).unwrap();
-    }
-
-    #[test]
-    fn a_group_without_a_user_is_refused() {
-        let security = cri::LinuxContainerSecurityContext {
-            run_as_group: Some(cri::Int64Value { value: 5 }),
-            ..cri::LinuxContainerSecurityContext::default()
-        };
-        let linux =
-            cri::LinuxContainerConfig { security_context: Some(security), ..cri::LinuxContainerConfig::default() };
-        assert!(config(cri::ContainerConfig { linux: Some(linux), ..container() }).is_err());
+    fn values_of_variables_are_any_text() {
+        let value = "a=b \"c\"\n\t$HOME ü";
+        let envs = vec![cri::KeyValue { key: "A.b-c".into(), value: value.into() }];
+        let config = translated(cri::ContainerConfig { envs, ..container() }).unwrap();
+        assert_eq!(config.env, [("A.b-c".to_owned(), value.to_owned())]);
+        assert!(translated(cri::ContainerConfig { log_path: "c/0.log".into(), ..container() }).is_ok());
     }
 }

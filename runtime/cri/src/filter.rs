@@ -2,6 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use tonic::Status;
+
+use crate::status::invalid;
+
 /// Whether `labels` has all that `selector` wants.
 pub fn labels_match(labels: &BTreeMap<String, String>, selector: &HashMap<String, String>) -> bool {
     selector.iter().all(|(key, value)| labels.get(key) == Some(value))
@@ -10,6 +14,13 @@ pub fn labels_match(labels: &BTreeMap<String, String>, selector: &HashMap<String
 /// Whether an id fits a wanted one, which may be truncated or empty for any.
 pub fn id_matches(id: &str, wanted: &str) -> bool {
     id.starts_with(wanted)
+}
+
+/// The state that a filter wants, if it wants one: a number that must be one of its states.
+pub fn state<S: TryFrom<i32>>(wanted: Option<i32>) -> Result<Option<S>, Status> {
+    let state =
+        |number| S::try_from(number).map_err(|_| invalid("filter.state.state", format!("{number} is no state")));
+    wanted.map(state).transpose()
 }
 
 #[cfg(test)]

@@ -1,13 +1,16 @@
 //! The ImageService.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::collections::BTreeSet;
 
-use nacelle_image::{Credentials, Image, ImageStore};
+use nacelle_image::{Credentials, Image, ImageStore, Login, Reference};
 use nacelle_proto::runtime::v1 as cri;
 use nacelle_proto::runtime::v1::image_service_server::ImageService;
+use nacelle_sandbox::{Manager, clock};
 use tonic::{Request, Response, Status};
 
-use crate::status::{invalid, of_image};
+use crate::pieces::{Pieces, in_pieces};
+use crate::stats::filesystem;
+use crate::status::{internal, invalid, of_image, of_sandbox};
 
 type Reply<T> = Result<Response<T>, Status>;
 
@@ -15,31 +18,49 @@ type Reply<T> = Result<Response<T>, Status>;
 #[derive(Debug, Clone)]
 pub struct Images {
     store: ImageStore,
+    /// Whose pods' writable disks take space, too.
+    manager: Manager,
+    /// Tags and digests, in their normal form.
+    pinned: BTreeSet<String>,
 }
 
 impl Images {
-    /// Serves this store.
+    /// Serves this store, whose images `manager` runs. Images with one of the names in `pinned`
+    /// are shown as pinned, so that the kubelet does not remove them to make room.
     #[must_use]
-    pub fn new(store: ImageStore) -> Self {
-        Self { store }
+    pub fn new(store: ImageStore, manager: Manager, pinned: &[String]) -> Self {
+        let normal = |name: &String| name.parse::<Reference>().map(|reference| reference.to_string()).ok();
+        Self { store, manager, pinned: pinned.iter().filter_map(normal).collect() }
+    }
+
+    /// The images that a filter lets through.
+    fn images(&self, filter: Option<cri::ImageFilter>) -> Vec<cri::Image> {
+        let wanted = filter.and_then(|filter| filter.image).map(|image| image.image);
+        let images = match wanted.filter(|name| !name.is_empty()) {
+            Some(name) => self.store.get(&name).into_iter().collect(),
+            None => self.store.list(),
+        };
+        images.into_iter().map(|found| self.image(found)).collect()
+    }
+
+    /// An image in the CRI's words.
+    fn image(&self, image: Image) -> cri::Image {
+        let pinned = image.repo_tags.iter().chain(&image.repo_digests).any(|name| self.pinned.contains(name));
+        cri::Image { pinned, ..translated(image) }
     }
 }
 
 #[tonic::async_trait]
 impl ImageService for Images {
     async fn list_images(&self, request: Request<cri::ListImagesRequest>) -> Reply<cri::ListImagesResponse> {
-        let wanted = request.into_inner().filter.and_then(|filter| filter.image).map(|image| image.image);
-        let images = match wanted.filter(|name| !name.is_empty()) {
-            Some(name) => self.store.get(&name).into_iter().collect(),
-            None => self.store.list(),
-        };
-        Ok(Response::new(cri::ListImagesResponse { images: images.into_iter().map(image).collect() }))
+        Ok(Response::new(cri::ListImagesResponse { images: self.images(request.into_inner().filter) }))
     }
 
-    type StreamImagesStream = tokio_stream::Empty<Result<cri::StreamImagesResponse, Status>>;
+    type StreamImagesStream = Pieces<cri::StreamImagesResponse>;
 
-    async fn stream_images(&self, _: Request<cri::StreamImagesRequest>) -> Reply<Self::StreamImagesStream> {
-        Err(Status::unimplemented("stream_images is not there yet"))
+    async fn stream_images(&self, request: Request<cri::StreamImagesRequest>) -> Reply<Self::StreamImagesStream> {
+        let images = self.images(request.into_inner().filter);
+        Ok(Response::new(in_pieces(images, |images| cri::StreamImagesResponse { images })))
     }
 
     async fn image_status(&self, request: Request<cri::ImageStatusRequest>) -> Reply<cri::ImageStatusResponse> {
@@ -50,14 +71,14 @@ impl ImageService for Images {
             let spec = serde_json::to_value(&found.config).unwrap_or_default();
             info.insert("info".into(), serde_json::json!({ "imageSpec": spec }).to_string());
         }
-        Ok(Response::new(cri::ImageStatusResponse { image: found.map(image), info }))
+        Ok(Response::new(cri::ImageStatusResponse { image: found.map(|found| self.image(found)), info }))
     }
 
     async fn pull_image(&self, request: Request<cri::PullImageRequest>) -> Reply<cri::PullImageResponse> {
         let request = request.into_inner();
         let name = name(request.image)?;
-        let credentials = request.auth.map(credentials).transpose()?.flatten();
-        let pulled = self.store.pull(&name, credentials, |_| {}).await.map_err(|e| of_image(&e))?;
+        let login = request.auth.map(login).transpose()?.flatten();
+        let pulled = self.store.pull(&name, login, |_| {}).await.map_err(|e| of_image(&e))?;
         Ok(Response::new(cri::PullImageResponse { image_ref: pulled.id }))
     }
 
@@ -68,17 +89,17 @@ impl ImageService for Images {
     }
 
     async fn image_fs_info(&self, _: Request<cri::ImageFsInfoRequest>) -> Reply<cri::ImageFsInfoResponse> {
-        let usage = self.store.usage().map_err(|e| of_image(&e))?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-        let filesystem = cri::FilesystemUsage {
-            timestamp: i64::try_from(now).unwrap_or(i64::MAX),
-            fs_id: Some(cri::FilesystemIdentifier { mountpoint: usage.mount_point.to_string_lossy().into_owned() }),
-            used_bytes: Some(cri::UInt64Value { value: usage.bytes }),
-            inodes_used: Some(cri::UInt64Value { value: usage.inodes }),
-        };
+        let (store, manager) = (self.store.clone(), self.manager.clone());
+        let looked = tokio::task::spawn_blocking(move || {
+            let images = store.usage().map_err(|e| of_image(&e))?;
+            let containers = manager.disk_usage().map_err(|e| of_sandbox(&e))?;
+            Ok::<_, Status>((images, containers))
+        });
+        let (images, containers) = looked.await.map_err(|e| internal(&e))??;
+        let now = clock::now();
         Ok(Response::new(cri::ImageFsInfoResponse {
-            image_filesystems: vec![filesystem.clone()],
-            container_filesystems: vec![filesystem],
+            image_filesystems: vec![filesystem(&images.mount_point, images.bytes, images.inodes, now)],
+            container_filesystems: vec![filesystem(&containers.directory, containers.bytes, containers.inodes, now)],
         }))
     }
 }
@@ -92,24 +113,24 @@ fn name(spec: Option<cri::ImageSpec>) -> Result<String, Status> {
 }
 
 /// The registry's credentials, in whichever of its forms the kubelet has them.
-fn credentials(auth: cri::AuthConfig) -> Result<Option<Credentials>, Status> {
-    if !auth.registry_token.is_empty() {
-        return Ok(Some(Credentials::Bearer { token: auth.registry_token }));
-    }
-    if !auth.identity_token.is_empty() {
-        return Err(invalid("auth.identity_token", "is not supported: give username and password or registry_token"));
-    }
-    if !auth.auth.is_empty() {
-        return Credentials::from_basic(&auth.auth).map(Some).map_err(|problem| invalid("auth.auth", problem));
-    }
-    if auth.username.is_empty() {
+fn login(auth: cri::AuthConfig) -> Result<Option<Login>, Status> {
+    let credentials = if !auth.username.is_empty() {
+        Credentials::Basic { username: auth.username, password: auth.password }
+    } else if !auth.identity_token.is_empty() {
+        Credentials::Refresh { token: auth.identity_token }
+    } else if !auth.registry_token.is_empty() {
+        Credentials::Bearer { token: auth.registry_token }
+    } else if !auth.auth.is_empty() {
+        Credentials::from_basic(&auth.auth).map_err(|problem| invalid("auth.auth", problem))?
+    } else {
         return Ok(None);
-    }
-    Ok(Some(Credentials::Basic { username: auth.username, password: auth.password }))
+    };
+    let server = Some(auth.server_address).filter(|server| !server.is_empty());
+    Ok(Some(Login { credentials, server }))
 }
 
-/// An image in the CRI's words.
-fn image(image: Image) -> cri::Image {
+/// An image in the CRI's words, but for what is configured about it.
+fn translated(image: Image) -> cri::Image {
     let user = image.config.config().as_ref().and_then(|config| config.user().clone()).unwrap_or_default();
     let user = user.split(':').next().unwrap_or_default();
     let (uid, username) = match user.parse::<i64>() {
@@ -126,5 +147,29 @@ fn image(image: Image) -> cri::Image {
         spec: Some(cri::ImageSpec { image: image.id.clone(), ..cri::ImageSpec::default() }),
         pinned: false,
         id: image.id,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_form_of_credentials_is_understood() {
+        let of = |auth: cri::AuthConfig| login(auth).unwrap();
+        assert_eq!(of(cri::AuthConfig { server_address: "a.test".into(), ..Default::default() }), None);
+        let basic = Credentials::Basic { username: "user".into(), password: "pass".into() };
+        let plain = cri::AuthConfig { username: "user".into(), password: "pass".into(), ..Default::default() };
+        assert_eq!(of(plain.clone()), Some(basic.clone().into()));
+        let named = cri::AuthConfig { server_address: "a.test".into(), ..plain };
+        assert_eq!(of(named), Some(Login { credentials: basic.clone(), server: Some("a.test".into()) }));
+        let encoded = cri::AuthConfig { auth: "dXNlcjpwYXNz".into(), ..Default::default() };
+        assert_eq!(of(encoded), Some(basic.into()));
+        let identity = cri::AuthConfig { identity_token: "i".into(), ..Default::default() };
+        assert_eq!(of(identity), Some(Credentials::Refresh { token: "i".into() }.into()));
+        let token = cri::AuthConfig { registry_token: "r".into(), ..Default::default() };
+        assert_eq!(of(token), Some(Credentials::Bearer { token: "r".into() }.into()));
+        let status = login(cri::AuthConfig { auth: "!".into(), ..Default::default() }).unwrap_err();
+        assert!(status.message().starts_with("auth.auth"), "{}", status.message());
     }
 }

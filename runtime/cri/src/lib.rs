@@ -9,9 +9,20 @@
 mod container;
 mod filter;
 mod images;
+mod metrics;
+mod mounts;
+mod namespaces;
+mod network;
+mod pieces;
+mod resources;
 mod runtime;
 mod sandbox;
+mod security;
+mod signal;
+mod stats;
 mod status;
+mod streaming;
 
 pub use images::Images;
 pub use runtime::{Handler, Health, Runtime};
+pub use streaming::Pods;

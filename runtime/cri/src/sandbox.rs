@@ -1,10 +1,17 @@
 //! Pods: the CRI's configuration to ours, our state to the CRI's.
 
+use std::collections::{BTreeMap, HashMap};
+
 use nacelle_proto::runtime::v1 as cri;
 use nacelle_sandbox::{Dns, NamespaceMode, SandboxConfig, SandboxState, SandboxStatus};
 use tonic::Status;
 
-use crate::status::{invalid, unsupported};
+use crate::network;
+use crate::status::invalid;
+use crate::{namespaces, resources, security};
+
+/// Most bytes of a host name that Linux takes.
+const HOSTNAME_LIMIT: usize = 64;
 
 /// Translates a pod's configuration and refuses what a guest cannot give.
 pub fn config(config: cri::PodSandboxConfig, handler: &str) -> Result<SandboxConfig, Status> {
@@ -17,17 +24,33 @@ pub fn config(config: cri::PodSandboxConfig, handler: &str) -> Result<SandboxCon
     if config.windows.is_some() {
         return Err(invalid("config.windows", "this runtime runs Linux pods only"));
     }
-    if let Some(mapping) = config.port_mappings.iter().find(|mapping| mapping.host_port > 0) {
-        return Err(unsupported(
-            "config.port_mappings",
-            format!("host port {} needs a pod network, which is not there yet", mapping.host_port),
-        ));
-    }
     if !config.log_directory.is_empty() && !config.log_directory.starts_with('/') {
         return Err(invalid("config.log_directory", "must be an absolute path"));
     }
+    if config.log_directory.contains('\0') {
+        return Err(invalid("config.log_directory", "contains a NUL"));
+    }
+    if !config.hostname.is_empty() && !is_hostname(&config.hostname) {
+        return Err(invalid(
+            "config.hostname",
+            format!("{:?} is not a host name of at most 64 bytes", config.hostname),
+        ));
+    }
     let linux = config.linux.unwrap_or_default();
+    if linux.cgroup_parent.split('/').any(|part| part == "." || part == "..") || linux.cgroup_parent.contains('\0') {
+        return Err(invalid(
+            "config.linux.cgroup_parent",
+            format!("{:?} must not contain . or ..", linux.cgroup_parent),
+        ));
+    }
     let security = linux.security_context.unwrap_or_default();
+    const CONTEXT: &str = "config.linux.security_context";
+    security::pod(CONTEXT, &security)?;
+    let options = format!("{CONTEXT}.namespace_options");
+    let (pid, _) = namespaces::pid(&options, security.namespace_options.as_ref())?;
+    if pid == NamespaceMode::Target {
+        return Err(invalid(&format!("{options}.pid"), "TARGET is for containers: a pod has none to name yet"));
+    }
     let dns = config.dns_config.unwrap_or_default();
     Ok(SandboxConfig {
         name: metadata.name,
@@ -40,38 +63,46 @@ pub fn config(config: cri::PodSandboxConfig, handler: &str) -> Result<SandboxCon
         labels: config.labels.into_iter().collect(),
         annotations: config.annotations.into_iter().collect(),
         cgroup_parent: linux.cgroup_parent,
-        sysctls: linux.sysctls.into_iter().collect(),
+        sysctls: sysctls(linux.sysctls)?,
         handler: handler.to_owned(),
-        pid: namespaces(security.namespace_options)?,
+        ports: network::ports(&config.port_mappings)?,
+        pid,
+        privileged: security.privileged,
+        resources: resources::resources("config.linux.resources", linux.resources)?,
+        overhead: resources::resources("config.linux.overhead", linux.overhead)?,
     })
 }
 
-/// How the pod's namespaces are shared; returns the mode for process ids.
-fn namespaces(options: Option<cri::NamespaceOption>) -> Result<NamespaceMode, Status> {
-    const FIELD: &str = "config.linux.security_context.namespace_options";
-    let options = options.unwrap_or_default();
-    if options.network() == cri::NamespaceMode::Node {
-        return Err(invalid(
-            &format!("{FIELD}.network"),
-            "a pod in a guest cannot use the host's network: remove hostNetwork or choose another runtime class",
-        ));
+/// Kernel parameters: names that have at least two parts and stay in their tree. Whether
+/// there is such a parameter, the guest knows.
+fn sysctls(sysctls: HashMap<String, String>) -> Result<BTreeMap<String, String>, Status> {
+    for (name, value) in &sysctls {
+        let part = |part: &str| {
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-@:".contains(&byte);
+            !part.is_empty() && part.bytes().all(plain)
+        };
+        let parts: Vec<_> = name.split(['.', '/']).collect();
+        if parts.len() < 2 || !parts.into_iter().all(part) {
+            return Err(invalid("config.linux.sysctls", format!("{name:?} is not the name of a kernel parameter")));
+        }
+        if value.contains('\0') {
+            return Err(invalid("config.linux.sysctls", format!("the value of {name} contains a NUL")));
+        }
     }
-    if options.ipc() == cri::NamespaceMode::Node {
-        return Err(invalid(
-            &format!("{FIELD}.ipc"),
-            "a pod in a guest cannot use the host's IPC namespace: remove hostIPC or choose another runtime class",
-        ));
-    }
-    if options.userns_options.as_ref().is_some_and(|userns| userns.mode() == cri::NamespaceMode::Pod) {
-        return Err(unsupported(&format!("{FIELD}.userns_options"), "user namespaces are not there yet"));
-    }
-    Ok(match options.pid() {
-        cri::NamespaceMode::Container => NamespaceMode::Container,
-        _ => NamespaceMode::Pod,
-    })
+    Ok(sysctls.into_iter().collect())
 }
 
-fn metadata(config: &SandboxConfig) -> cri::PodSandboxMetadata {
+/// Whether it can be a host name: labels of letters, digits and dashes.
+fn is_hostname(name: &str) -> bool {
+    let label = |label: &str| {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        !label.is_empty() && label.bytes().all(plain) && !label.starts_with('-') && !label.ends_with('-')
+    };
+    name.len() <= HOSTNAME_LIMIT && name.split('.').all(label)
+}
+
+/// What it is called.
+pub fn metadata(config: &SandboxConfig) -> cri::PodSandboxMetadata {
     cri::PodSandboxMetadata {
         name: config.name.clone(),
         uid: config.uid.clone(),
@@ -103,16 +134,13 @@ pub fn item(status: SandboxStatus) -> cri::PodSandbox {
 
 /// The whole state of one pod.
 pub fn status(status: SandboxStatus) -> cri::PodSandboxStatus {
-    let pid = match status.config.pid {
-        NamespaceMode::Pod => cri::NamespaceMode::Pod,
-        NamespaceMode::Container => cri::NamespaceMode::Container,
-    };
+    let pid = namespaces::back(status.config.pid);
     let options = cri::NamespaceOption { pid: pid.into(), ..cri::NamespaceOption::default() };
     cri::PodSandboxStatus {
         metadata: Some(metadata(&status.config)),
         state: state(status.state).into(),
         created_at: status.created_at,
-        network: Some(cri::PodSandboxNetworkStatus::default()),
+        network: Some(network::status(&status.ips)),
         linux: Some(cri::LinuxPodSandboxStatus { namespaces: Some(cri::Namespace { options: Some(options) }) }),
         labels: status.config.labels.into_iter().collect(),
         annotations: status.config.annotations.into_iter().collect(),
@@ -150,12 +178,55 @@ mod tests {
     }
 
     #[test]
-    fn each_required_field_is_named_when_missing() {
+    fn each_field_that_cannot_be_is_named() {
+        type Spoil = fn(&mut cri::PodSandboxConfig);
+        fn linux(config: &mut cri::PodSandboxConfig) -> &mut cri::LinuxPodSandboxConfig {
+            config.linux.get_or_insert_default()
+        }
+        fn context(config: &mut cri::PodSandboxConfig) -> &mut cri::LinuxSandboxSecurityContext {
+            linux(config).security_context.get_or_insert_default()
+        }
+        fn pid(config: &mut cri::PodSandboxConfig, pid: i32) {
+            let options = cri::NamespaceOption { pid, target_id: "x".into(), ..Default::default() };
+            context(config).namespace_options = Some(options);
+        }
+        let cases: &[(&str, Spoil)] = &[
+            ("metadata", |c| c.metadata = None),
+            ("metadata.name", |c| c.metadata.as_mut().unwrap().name.clear()),
+            ("metadata.namespace", |c| c.metadata.as_mut().unwrap().namespace.clear()),
+            ("metadata.uid", |c| c.metadata.as_mut().unwrap().uid.clear()),
+            ("windows", |c| c.windows = Some(cri::WindowsPodSandboxConfig::default())),
+            ("log_directory", |c| c.log_directory = "logs".into()),
+            ("log_directory", |c| c.log_directory = "/a\0".into()),
+            ("hostname", |c| c.hostname = "a b".into()),
+            ("hostname", |c| c.hostname = "x".repeat(65)),
+            ("hostname", |c| c.hostname = "-x".into()),
+            ("linux.cgroup_parent", |c| linux(c).cgroup_parent = "/kubepods/../x".into()),
+            ("linux.sysctls", |c| drop(linux(c).sysctls.insert("kernel/../../etc/passwd".into(), "1".into()))),
+            ("linux.sysctls", |c| drop(linux(c).sysctls.insert("kernel".into(), "1".into()))),
+            ("linux.resources.cpu_quota", |c| linux(c).resources.get_or_insert_default().cpu_quota = 1),
+            ("linux.overhead.memory_limit_in_bytes", |c| {
+                linux(c).overhead.get_or_insert_default().memory_limit_in_bytes = -5;
+            }),
+            ("linux.security_context.namespace_options.pid", |c| pid(c, 3)),
+            ("linux.security_context.namespace_options.pid", |c| pid(c, 7)),
+            ("linux.security_context.selinux_options", |c| {
+                context(c).selinux_options = Some(cri::SeLinuxOption { level: "s0".into(), ..Default::default() });
+            }),
+            ("linux.security_context.apparmor", |c| {
+                context(c).apparmor = Some(cri::SecurityProfile { profile_type: 2, localhost_ref: "p".into() });
+            }),
+            ("linux.security_context.run_as_user", |c| context(c).run_as_user = Some(cri::Int64Value { value: -1 })),
+            ("linux.security_context.run_as_group", |c| context(c).run_as_group = Some(cri::Int64Value { value: 1 })),
+            ("linux.security_context.supplemental_groups[0]", |c| context(c).supplemental_groups = vec![-1]),
+        ];
         config(pod(), "kata").unwrap();
-        let status = config(cri::PodSandboxConfig::default(), "kata").unwrap_err();
-        assert!(status.message().starts_with("config.metadata:"));
-        let mut nameless = pod();
-        nameless.metadata.as_mut().unwrap().name.clear();
-        assert!(config(nameless, "kata").unwrap_err().message().starts_with("config.metadata.name:"));
+        for (field, spoil) in cases {
+            let mut spoilt = pod();
+            spoil(&mut spoilt);
+            let status = config(spoilt, "kata").unwrap_err();
+            assert_eq!(status.code(), tonic::Code::InvalidArgument, "{field}");
+            assert!(status.message().starts_with(&format!("config.{field}: ")), "{field}: {}", status.message());
+        }
     }
 }

@@ -23,6 +23,8 @@ pub enum ErrorKind {
     Refused,
     /// A limit or the disk is exhausted.
     Exhausted,
+    /// What is configured for a registry cannot be used.
+    Configuration,
     /// Another process has the store.
     Locked,
     /// The store's files cannot be read or written.
@@ -75,6 +77,22 @@ pub enum Error {
         /// The last failure.
         reason: String,
     },
+    /// What is configured for a registry is not understood.
+    #[error("{what}: {reason}")]
+    Configuration {
+        /// File or address.
+        what: String,
+        /// Why not.
+        reason: String,
+    },
+    /// Several servers were asked, and none gave the image.
+    #[error("cannot pull {what}; {}", list(attempts))]
+    AllEndpoints {
+        /// The image.
+        what: String,
+        /// The servers in the order in which they were asked, and what became of it; never empty.
+        attempts: Vec<(String, Error)>,
+    },
     /// Bytes that are not what they should be.
     #[error("{what} is corrupt: {reason}")]
     Corrupt {
@@ -125,6 +143,10 @@ pub enum Error {
     },
 }
 
+fn list(attempts: &[(String, Error)]) -> String {
+    attempts.iter().map(|(server, error)| format!("{server}: {error}")).collect::<Vec<_>>().join("; ")
+}
+
 /// Shorthand for this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -137,6 +159,11 @@ impl Error {
             Self::UnknownImage { .. } | Self::NotFound { .. } => ErrorKind::NotFound,
             Self::Unauthorized { .. } => ErrorKind::Unauthorized,
             Self::Unavailable { .. } | Self::Cancelled { .. } => ErrorKind::Unavailable,
+            Self::Configuration { .. } => ErrorKind::Configuration,
+            // The last is the registry itself: what it says counts.
+            Self::AllEndpoints { attempts, .. } => {
+                attempts.last().map_or(ErrorKind::Unavailable, |(_, error)| error.kind())
+            }
             Self::Corrupt { .. } => ErrorKind::Corrupt,
             Self::Refused { .. } => ErrorKind::Refused,
             Self::Limit { .. } => ErrorKind::Exhausted,

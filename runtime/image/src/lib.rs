@@ -44,7 +44,7 @@ pub use image::Image;
 pub use limits::Limits;
 pub use progress::{LayerState, Progress};
 pub use reference::{Reference, Target};
-pub use registry::{Credentials, Endpoint, default_endpoints};
+pub use registry::{Credentials, Endpoint, Login, Mirrors, default_endpoint};
 pub use store::Usage;
 
 use flight::Flights;
@@ -52,20 +52,20 @@ use pull::{PARALLEL_LAYERS, Puller, blocking};
 use store::Store;
 
 /// Finds the servers of a registry: from the host in a reference to the endpoints to try, in order.
-pub type Endpoints = Arc<dyn Fn(&str) -> Vec<Endpoint> + Send + Sync>;
+pub type Endpoints = Arc<dyn Fn(&str) -> Result<Vec<Endpoint>> + Send + Sync>;
 
 /// How a store is opened.
 #[derive(Clone)]
 pub struct Options {
     /// Bounds of what is pulled.
     pub limits: Limits,
-    /// Where registries are.
+    /// Where registries are; asked at each pull, on a thread that may wait. See [`Mirrors`].
     pub endpoints: Endpoints,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { limits: Limits::default(), endpoints: Arc::new(default_endpoints) }
+        Self { limits: Limits::default(), endpoints: Arc::new(|host| Ok(vec![default_endpoint(host)])) }
     }
 }
 
@@ -117,12 +117,13 @@ impl ImageStore {
     pub async fn pull(
         &self,
         reference: &str,
-        credentials: Option<Credentials>,
+        login: Option<Login>,
         progress: impl Fn(Progress) + Send + Sync,
     ) -> Result<Image> {
         let reference: Reference = reference.parse()?;
-        let endpoints = (self.options.endpoints)(reference.host());
-        self.puller.pull(&reference, &endpoints, credentials, &progress).await
+        let (endpoints, host) = (self.options.endpoints.clone(), reference.host().to_owned());
+        let endpoints = blocking(reference.to_string(), move || endpoints(&host)).await?;
+        self.puller.pull(&reference, &endpoints, login.as_ref(), &progress).await
     }
 
     /// All images, by id.

@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::digest::Digest;
 use crate::erofs::{self, ErofsError};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::flight::{Flights, Seat};
 use crate::image::Image;
 use crate::layer::{self, Expected};
@@ -21,7 +21,7 @@ use crate::limits::Limits;
 use crate::manifest::{self, Descriptor, Document};
 use crate::progress::{LayerState, Progress};
 use crate::reference::{Reference, Target};
-use crate::registry::{self, Credentials, Endpoint, Repository};
+use crate::registry::{self, Endpoint, Login, Repository};
 use crate::store::{ImageRecord, LAYER_IMAGE, MadeImage, ROOTFS, Store};
 use crate::tree::{MergeError, Tree};
 
@@ -48,28 +48,56 @@ struct Resolved {
 }
 
 impl Puller {
-    /// Pulls `reference` from the first of `endpoints` that has it.
+    /// Pulls `reference`: the first of `endpoints` that knows it says what it is, and the first from there on that has
+    /// all of it delivers it.
     pub(crate) async fn pull(
         &self,
         reference: &Reference,
         endpoints: &[Endpoint],
-        credentials: Option<Credentials>,
+        login: Option<&Login>,
         report: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<Image> {
-        let mut failure = Error::Unavailable {
-            what: reference.to_string(),
-            registry: reference.host().to_owned(),
-            reason: "no server is known for this registry".to_owned(),
-        };
-        for endpoint in endpoints {
-            let repository = Arc::new(Repository::new(endpoint, reference, credentials.clone())?);
-            match self.resolve(&repository, reference).await {
-                Ok(resolved) => return self.fetch(repository, reference, resolved, report).await,
-                Err(error @ (Error::NotFound { .. } | Error::Unavailable { .. })) => failure = error,
-                Err(error) => return Err(error),
+        let tag = matches!(reference.target(), Target::Tag(_));
+        let mut attempts: Vec<(String, Error)> = Vec::new();
+        let (mut resolved, mut deliverers) = (None, Vec::new());
+        for (index, endpoint) in endpoints.iter().enumerate() {
+            // Who may deliver the content of a digest also knows what the digest is.
+            let asked = if tag { endpoint.resolve } else { endpoint.pull };
+            if resolved.is_some() || !asked {
+                deliverers.push((index, endpoint, None));
+                continue;
+            }
+            let others = index + 1 < endpoints.len();
+            let result = match Repository::new(endpoint, reference, login, others).map(Arc::new) {
+                Ok(repository) => self.resolve(&repository, reference).await.map(|found| (repository, found)),
+                Err(error) => Err(error),
+            };
+            match result {
+                Ok((repository, found)) => {
+                    resolved = Some(found);
+                    deliverers.push((index, endpoint, Some(repository)));
+                }
+                Err(error) => note(&mut attempts, reference, endpoint, error)?,
             }
         }
-        Err(failure)
+        let Some(resolved) = resolved else { return Err(all(attempts, reference)) };
+        for (index, endpoint, repository) in deliverers {
+            if !endpoint.pull {
+                continue;
+            }
+            let others = index + 1 < endpoints.len();
+            let repository =
+                repository.map_or_else(|| Repository::new(endpoint, reference, login, others).map(Arc::new), Ok);
+            let result = match repository {
+                Ok(repository) => self.fetch(repository, reference, &resolved, report).await,
+                Err(error) => Err(error),
+            };
+            match result {
+                Ok(image) => return Ok(image),
+                Err(error) => note(&mut attempts, reference, endpoint, error)?,
+            }
+        }
+        Err(all(attempts, reference))
     }
 
     async fn resolve(&self, repository: &Repository, reference: &Reference) -> Result<Resolved> {
@@ -91,7 +119,7 @@ impl Puller {
         &self,
         repository: Arc<Repository>,
         reference: &Reference,
-        resolved: Resolved,
+        resolved: &Resolved,
         report: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<Image> {
         let what = reference.to_string();
@@ -226,6 +254,31 @@ impl Puller {
         // A download that failed is why the thread failed too.
         downloaded?;
         built.map_err(|_| cancelled())?
+    }
+}
+
+/// Notes what became of asking an endpoint, or gives up if another cannot do better.
+fn note(attempts: &mut Vec<(String, Error)>, reference: &Reference, endpoint: &Endpoint, error: Error) -> Result<()> {
+    use ErrorKind::{Configuration, Corrupt, NotFound, Unauthorized, Unavailable};
+    let hopeless = !matches!(error.kind(), NotFound | Unavailable | Unauthorized | Corrupt | Configuration);
+    tracing::debug!(image = %reference, endpoint = endpoint.url, %error, "not from here");
+    attempts.push((endpoint.url.clone(), error));
+    if hopeless { Err(all(std::mem::take(attempts), reference)) } else { Ok(()) }
+}
+
+/// The error of a pull that no endpoint could serve.
+fn all(mut attempts: Vec<(String, Error)>, reference: &Reference) -> Error {
+    match (attempts.pop(), attempts.is_empty()) {
+        (Some((_, only)), true) => only,
+        (Some(last), false) => {
+            attempts.push(last);
+            Error::AllEndpoints { what: reference.to_string(), attempts }
+        }
+        (None, _) => Error::Unavailable {
+            what: reference.to_string(),
+            registry: reference.host().to_owned(),
+            reason: "no server that may be asked is configured for this registry".to_owned(),
+        },
     }
 }
 

@@ -4,130 +4,13 @@
 
 mod common;
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::{files, listing, noise};
-use nacelle_image::{Credentials, Digest, Endpoint, ErrorKind, ImageStore, Limits, Options};
+use common::scripted::{Answer, image, serve};
+use common::{listing, noise};
+use nacelle_image::{Credentials, Endpoint, ErrorKind, ImageStore, Limits, Options};
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-
-/// A request: path and query, and headers in lower case.
-struct Asked {
-    path: String,
-    headers: HashMap<String, String>,
-}
-
-/// An answer: status, headers, body, and how much of the body is sent before the connection breaks.
-#[derive(Clone)]
-struct Answer {
-    status: u16,
-    headers: Vec<(String, String)>,
-    body: Vec<u8>,
-    sent: Option<usize>,
-    stall: bool,
-}
-
-impl Answer {
-    fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self { status, headers: Vec::new(), body: body.into(), sent: None, stall: false }
-    }
-
-    fn with(mut self, name: &str, value: impl Into<String>) -> Self {
-        self.headers.push((name.to_owned(), value.into()));
-        self
-    }
-}
-
-/// A server that answers as `script` says. Returns its address.
-async fn serve(script: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let script = Arc::new(script);
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let script = script.clone();
-            tokio::spawn(async move { answer(stream, &*script).await });
-        }
-    });
-    address
-}
-
-async fn answer(mut stream: TcpStream, script: &(dyn Fn(&Asked) -> Answer + Send + Sync)) -> Option<()> {
-    let mut request = Vec::new();
-    while !request.windows(4).any(|window| window == b"\r\n\r\n") {
-        let mut buffer = [0; 4096];
-        let count = stream.read(&mut buffer).await.ok()?;
-        if count == 0 {
-            return None;
-        }
-        request.extend_from_slice(&buffer[..count]);
-    }
-    let text = String::from_utf8(request).ok()?;
-    let mut lines = text.lines();
-    let path = lines.next()?.split(' ').nth(1)?.to_owned();
-    let headers =
-        lines.filter_map(|line| line.split_once(": ")).map(|(name, value)| (name.to_lowercase(), value.to_owned()));
-    let answer = script(&Asked { path, headers: headers.collect() });
-    let mut head =
-        format!("HTTP/1.1 {} x\r\nconnection: close\r\ncontent-length: {}\r\n", answer.status, answer.body.len());
-    for (name, value) in &answer.headers {
-        head += &format!("{name}: {value}\r\n");
-    }
-    stream.write_all((head + "\r\n").as_bytes()).await.ok()?;
-    stream.write_all(&answer.body[..answer.sent.unwrap_or(answer.body.len())]).await.ok()?;
-    stream.flush().await.ok()?;
-    if answer.stall {
-        let mut buffer = [0; 1];
-        let _ = stream.read(&mut buffer).await;
-    }
-    Some(())
-}
-
-/// The documents of a one-layer image by their paths under `/v2/app/`.
-struct Served {
-    documents: HashMap<String, (String, Vec<u8>)>,
-    layer: Digest,
-}
-
-fn image(content: &[u8]) -> Served {
-    let archive = files(&[("file", content)]);
-    let layer = Digest::of(&archive);
-    let config =
-        json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [layer]}}).to_string();
-    let manifest = json!({
-        "schemaVersion": 2,
-        "config": {
-            "mediaType": "application/vnd.oci.image.config.v1+json",
-            "digest": Digest::of(config.as_bytes()), "size": config.len(),
-        },
-        "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": layer, "size": archive.len()}],
-    })
-    .to_string();
-    let manifest_type = "application/vnd.oci.image.manifest.v1+json".to_owned();
-    let blob_type = "application/octet-stream".to_owned();
-    let documents = HashMap::from([
-        ("/v2/app/manifests/latest".to_owned(), (manifest_type, manifest.into_bytes())),
-        (format!("/v2/app/blobs/{}", Digest::of(config.as_bytes())), (blob_type.clone(), config.into_bytes())),
-        (format!("/v2/app/blobs/{layer}"), (blob_type, archive)),
-    ]);
-    Served { documents, layer }
-}
-
-impl Served {
-    fn answer(&self, asked: &Asked) -> Answer {
-        match self.documents.get(&asked.path) {
-            Some((media_type, body)) => Answer::new(200, body.clone()).with("content-type", media_type),
-            None => Answer::new(404, ""),
-        }
-    }
-
-    fn layer_path(&self) -> String {
-        format!("/v2/app/blobs/{}", self.layer)
-    }
-}
 
 #[tokio::test]
 async fn a_token_is_fetched_with_the_credentials_and_renewed() {
@@ -162,7 +45,7 @@ async fn a_token_is_fetched_with_the_credentials_and_renewed() {
     let error = store.pull(&reference, None, |_| {}).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unauthorized, "{error}");
     let credentials = Credentials::Basic { username: "user".into(), password: "pass".into() };
-    store.pull(&reference, Some(credentials), |_| {}).await.unwrap();
+    store.pull(&reference, Some(credentials.into()), |_| {}).await.unwrap();
     assert!(*tokens.lock().unwrap() >= 5);
 }
 
@@ -191,7 +74,7 @@ async fn credentials_do_not_follow_elsewhere() {
     .await;
     let (_directory, store) = common::store();
     let credentials = Credentials::Basic { username: "user".into(), password: "pass".into() };
-    store.pull(&format!("{address}/app"), Some(credentials), |_| {}).await.unwrap();
+    store.pull(&format!("{address}/app"), Some(credentials.into()), |_| {}).await.unwrap();
     assert_eq!(seen.lock().unwrap().len(), 2);
 }
 
@@ -319,8 +202,8 @@ async fn the_next_endpoint_is_tried() {
     let directory = tempfile::tempdir().unwrap();
     let endpoints = move |host: &str| {
         assert_eq!(host, "registry.test");
-        let endpoint = |address: &str| Endpoint { url: format!("http://{address}"), authorities: Vec::new() };
-        vec![endpoint(&empty), endpoint(&full)]
+        let endpoint = |address: &str| Endpoint::new(format!("http://{address}"));
+        Ok(vec![endpoint(&empty), endpoint(&full)])
     };
     let options = Options { endpoints: Arc::new(endpoints), ..Options::default() };
     let store = ImageStore::open_with(directory.path(), options).unwrap();

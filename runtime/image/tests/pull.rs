@@ -200,8 +200,8 @@ async fn passwords_are_asked_for_and_taken() {
     registry.push(&layout, "app", "test/app", &[]);
     let (_directory, store) = store();
     let reference = registry.reference("test/app");
-    let basic = |password: &str| Some(Credentials::Basic { username: "user".into(), password: password.into() });
-    for wrong in [None, basic("guess"), Some(Credentials::Bearer { token: "x".into() })] {
+    let basic = |password: &str| Some(Credentials::Basic { username: "user".into(), password: password.into() }.into());
+    for wrong in [None, basic("guess"), Some(Credentials::Bearer { token: "x".into() }.into())] {
         let error = store.pull(&reference, wrong, |_| {}).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unauthorized, "{error}");
         assert!(!error.to_string().contains("guess"));
@@ -311,14 +311,15 @@ async fn https_is_verified() {
         .arg(&key)
         .arg("-out")
         .arg(&certificate));
-    let registry = Registry::start_with(false, Some(&Tls { certificate: certificate.clone(), key }));
+    let registry = Registry::start_with(false, Some(&Tls { certificate: certificate.clone(), key, clients: None }));
     let mut layout = Layout::default();
     layout.image("app", "amd64", &[(files(&[("v", b"1")]), Compression::Gzip)]);
     registry.push(&layout, "app", "test/app", &[]);
 
     let open = |authorities: Vec<Vec<u8>>| {
         let url = format!("https://{}", registry.address);
-        let endpoints = move |_: &str| vec![Endpoint { url: url.clone(), authorities: authorities.clone() }];
+        let endpoints =
+            move |_: &str| Ok(vec![Endpoint { authorities: authorities.clone(), ..Endpoint::new(url.clone()) }]);
         let options = Options { endpoints: Arc::new(endpoints), ..Options::default() };
         let directory = tempfile::tempdir().unwrap();
         (ImageStore::open_with(directory.path(), options).unwrap(), directory)

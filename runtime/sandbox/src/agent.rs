@@ -2,11 +2,14 @@
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use nacelle_proto::agent::v1 as api;
 use nacelle_proto::agent::v1::agent_client::AgentClient;
+use nacelle_proto::port_forward;
 use nacelle_proto::stdio::{AGENT_PORT, Header, LINE_LIMIT, Reply, STDIO_PORT};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -22,6 +25,7 @@ pub struct Agent {
     vsock: PathBuf,
     channel: Channel,
     deadline: Duration,
+    silent: Arc<AtomicBool>,
 }
 
 impl Agent {
@@ -33,7 +37,7 @@ impl Agent {
                 let path = path.clone();
                 async move { connect(&path, AGENT_PORT).await.map(TokioIo::new) }
             }));
-        Self { vsock, channel, deadline }
+        Self { vsock, channel, deadline, silent: Arc::default() }
     }
 
     /// The client for [`Agent::call`] and for calls without deadline.
@@ -46,8 +50,33 @@ impl Agent {
         match tokio::time::timeout(self.deadline, call).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(error(action, &status)),
-            Err(_) => Err(Error::Deadline { action: action.into(), limit: self.deadline }),
+            Err(_) => {
+                self.fell_silent();
+                Err(Error::Deadline { action: action.into(), limit: self.deadline })
+            }
         }
+    }
+
+    /// Whether it answered when it was last asked.
+    pub fn answers(&self) -> bool {
+        !self.silent.load(Ordering::Relaxed)
+    }
+
+    /// A call was not answered in time. From now on somebody asks until one is.
+    fn fell_silent(&self) {
+        if self.silent.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        tracing::warn!(vsock = %self.vsock.display(), "guest does not answer");
+        let agent = self.clone();
+        tokio::spawn(async move {
+            let mut client = agent.client();
+            // Whatever comes back, an error too, is no silence: a guest that is gone is
+            // known by the end of its VMM.
+            while tokio::time::timeout(agent.deadline, client.info(api::InfoRequest {})).await.is_err() {}
+            agent.silent.store(false, Ordering::Relaxed);
+            tracing::info!(vsock = %agent.vsock.display(), "guest answers again");
+        });
     }
 
     /// Ends all containers and powers the guest off.
@@ -58,10 +87,20 @@ impl Agent {
 
     /// Opens one standard stream.
     pub async fn stream(&self, header: &Header) -> Result<UnixStream> {
-        let action = || format!("open {} of {}", header.stream, header.container_id);
+        self.open(STDIO_PORT, header, || format!("open {} of {}", header.stream, header.container_id)).await
+    }
+
+    /// Connects to a port of the pod.
+    pub async fn port_forward(&self, port: u16) -> Result<UnixStream> {
+        let header = port_forward::Header { port };
+        self.open(port_forward::PORT, &header, || format!("reach port {port}")).await
+    }
+
+    /// Connects to a guest port where a line says what is wanted and a line answers.
+    async fn open(&self, port: u32, header: &impl serde::Serialize, action: impl Fn() -> String) -> Result<UnixStream> {
         let failed = |message: String| Error::Agent { action: action(), message };
         let open = async {
-            let mut stream = connect(&self.vsock, STDIO_PORT).await?;
+            let mut stream = connect(&self.vsock, port).await?;
             let mut line = serde_json::to_vec(header)?;
             line.push(b'\n');
             stream.write_all(&line).await?;
@@ -73,7 +112,11 @@ impl Agent {
             .map_err(|_| Error::Deadline { action: action(), limit: self.deadline })?
             .map_err(|e| failed(e.to_string()))?;
         let reply: Reply = serde_json::from_str(&reply).map_err(|e| failed(format!("bad reply: {e}")))?;
-        if reply.error.is_empty() { Ok(stream) } else { Err(failed(reply.error)) }
+        match reply {
+            Reply { error, .. } if error.is_empty() => Ok(stream),
+            Reply { start: Some(start), .. } => Err(Error::OutputGone { action: action(), start }),
+            Reply { error, .. } => Err(failed(error)),
+        }
     }
 }
 

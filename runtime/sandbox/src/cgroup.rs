@@ -1,17 +1,74 @@
 //! The pod's cgroup on the host (cgroup v2): holds the VMM, named by the sandbox id.
 //!
+//! It lies below the one that the kubelet made for the pod, whose limits therefore hold
+//! the guest, its VMM and all that it maps. A VMM is born in its cgroup, so no page of it
+//! is charged elsewhere.
+//!
+//! With the systemd driver the kubelet names a slice. The VMM's cgroup is made directly
+//! below that slice's, not as a scope over D-Bus: the slice's limits hold all the same, a
+//! pod can start, and be cleaned up, while systemd is being restarted, and it takes no
+//! connection to a bus. systemd leaves cgroups alone that it does not know.
+//!
 //! Where the host has no writable cgroup v2 hierarchy a pod runs without one; limits from
 //! outside then do not apply, and `nacelle check` says so.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
+use nacelle_proto::agent::v1::GroupUsage;
+use nacelle_proto::usage;
+use serde::{Deserialize, Serialize};
+
+use crate::model::Resources;
 use crate::{Error, Result};
 
 const HIERARCHY: &str = "/sys/fs/cgroup";
 const PREFIX: &str = "nacelle-";
 /// Parent of pods whose caller named none.
 const DEFAULT_PARENT: &str = "nacelle";
+/// What a pod is limited by and what is told of it.
+const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
+
+/// How the kubelet of this host names the cgroups of its pods.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CgroupDriver {
+    /// By slices, where systemd is the host's init, and by paths elsewhere.
+    #[default]
+    Auto,
+    /// By paths.
+    Cgroupfs,
+    /// By slices.
+    Systemd,
+}
+
+impl CgroupDriver {
+    /// Whether it is slices.
+    #[must_use]
+    pub fn is_systemd(self) -> bool {
+        match self {
+            Self::Auto => Path::new("/run/systemd/system").is_dir(),
+            Self::Cgroupfs => false,
+            Self::Systemd => true,
+        }
+    }
+}
+
+/// What bounds a pod from outside.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Bounds {
+    /// Whether the kubelet made a cgroup for the pod and left its memory unlimited, because
+    /// not every container has a limit.
+    pub open_memory: bool,
+    /// The same of processor time.
+    pub open_cpu: bool,
+    /// How many processes the pod may have.
+    pub pids: Option<u64>,
+}
 
 /// One pod's cgroup.
 #[derive(Debug, Clone)]
@@ -28,22 +85,113 @@ impl Cgroup {
         }
         let cgroup = Self::named(parent, sandbox_id)?;
         fs::create_dir_all(&cgroup.path).map_err(Error::io("create cgroup", &cgroup.path))?;
+        cgroup.enable_controllers();
         Ok(Some(cgroup))
     }
 
     /// The cgroup that [`Cgroup::create`] would make, whether it is there or not.
     pub fn named(parent: &str, sandbox_id: &str) -> Result<Self> {
-        let parent = if parent.is_empty() { DEFAULT_PARENT } else { parent.trim_start_matches('/') };
-        if parent.split('/').any(|part| part == ".." || part == ".") {
-            return Err(Error::Invalid(format!("cgroup_parent {parent:?} must not contain . or ..")));
-        }
-        Ok(Self { path: Path::new(HIERARCHY).join(parent).join(format!("{PREFIX}{sandbox_id}")) })
+        Ok(Self { path: parent_path(parent)?.join(format!("{PREFIX}{sandbox_id}")) })
     }
 
-    /// Moves a process in.
-    pub fn add(&self, pid: u32) -> Result<()> {
+    /// Every ancestor hands its controllers down. One that cannot (it holds processes of
+    /// its own) leaves the pod with fewer, which costs figures, not the pod.
+    fn enable_controllers(&self) {
+        let mut ancestors: Vec<_> =
+            self.path.ancestors().skip(1).take_while(|path| path.starts_with(HIERARCHY)).collect();
+        ancestors.reverse();
+        for ancestor in ancestors {
+            let file = ancestor.join("cgroup.subtree_control");
+            let enabled = fs::read_to_string(&file).unwrap_or_default();
+            for controller in CONTROLLERS.iter().filter(|name| !enabled.split_whitespace().any(|on| on == **name)) {
+                if let Err(error) = fs::write(&file, format!("+{controller}")) {
+                    tracing::debug!(cgroup = %ancestor.display(), controller, %error, "controller not enabled");
+                }
+            }
+        }
+    }
+
+    /// Has `command` start its process inside.
+    pub fn hold(&self, command: &mut Command) -> Result<()> {
         let path = self.path.join("cgroup.procs");
-        fs::write(&path, pid.to_string()).map_err(Error::io("write", &path))
+        let procs = File::options().write(true).open(&path).map_err(Error::io("open", &path))?;
+        // SAFETY: between fork and exec the closure makes one system call, on a descriptor
+        // that it owns and a constant; it allocates nothing and takes no lock.
+        unsafe {
+            command.pre_exec(move || {
+                // 0 stands for the process that writes.
+                match libc::write(procs.as_raw_fd(), b"0".as_ptr().cast(), 1) {
+                    1 => Ok(()),
+                    _ => Err(io::Error::last_os_error()),
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// Limits the pod from outside beyond what its parent does. What is zero stays as it
+    /// is; a memory limit needs an overhead beside it, for the guest is more than its
+    /// containers.
+    ///
+    /// # Errors
+    /// The pod uses more memory already than it would be left with.
+    pub fn limit(&self, resources: &Resources, overhead: &Resources) -> Result<()> {
+        let write = |file: &str, value: String| {
+            let path = self.path.join(file);
+            fs::write(&path, value).map_err(Error::io("write", &path))
+        };
+        if resources.cpu_quota > 0 {
+            let period = if resources.cpu_period > 0 { resources.cpu_period } else { 100_000 };
+            // The overhead's share of the same period.
+            let extra = match (overhead.cpu_quota, overhead.cpu_period) {
+                (quota, own) if quota > 0 && own > 0 => quota.saturating_mul(period) / own,
+                _ => 0,
+            };
+            write("cpu.max", format!("{} {period}", resources.cpu_quota.saturating_add(extra)))?;
+        }
+        if resources.cpu_shares > 0 {
+            write("cpu.weight", weight(resources.cpu_shares).to_string())?;
+        }
+        if resources.memory_limit > 0 && overhead.memory_limit > 0 {
+            let limit = resources.memory_limit.saturating_add(overhead.memory_limit).unsigned_abs();
+            let used = self.number("memory.current").unwrap_or(0);
+            if used > limit {
+                return Err(Error::Exhausted(format!(
+                    "the pod's guest holds {used} bytes of memory, which is more than the {limit} bytes it would be \
+                     left with: restart the pod to make it smaller"
+                )));
+            }
+            write("memory.max", limit.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Whether it is there.
+    pub fn exists(&self) -> bool {
+        self.path.exists()
+    }
+
+    /// How many processes in it the kernel has killed for want of memory.
+    pub fn oom_kills(&self) -> u64 {
+        let events = fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
+        let line = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        line.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
+    }
+
+    /// What is in it uses; its memory limit is the closer one of its own and its parent's.
+    /// `now` is a monotonic clock in nanoseconds.
+    pub fn usage(&self, now: u64) -> GroupUsage {
+        let mut usage = usage::read(&self.path, now);
+        let parents = self.path.parent().and_then(|parent| fs::read_to_string(parent.join("memory.max")).ok());
+        let parents = parents.and_then(|limit| limit.trim().parse::<u64>().ok());
+        if let (Some(memory), Some(limit)) = (&mut usage.memory, parents) {
+            memory.limit = if memory.limit == 0 { limit } else { memory.limit.min(limit) };
+        }
+        usage
+    }
+
+    fn number(&self, file: &str) -> Option<u64> {
+        fs::read_to_string(self.path.join(file)).ok()?.trim().parse().ok()
     }
 
     /// Kills what is in it and removes it. Nothing happens if it does not exist.
@@ -55,7 +203,7 @@ impl Cgroup {
         loop {
             match fs::remove_dir(&self.path) {
                 Ok(()) => return Ok(()),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) && attempts < 200 => {
                     attempts += 1;
                     std::thread::sleep(std::time::Duration::from_millis(5));
@@ -64,6 +212,55 @@ impl Cgroup {
             }
         }
     }
+}
+
+/// What `parent`, as the kubelet made and named it, says about its pod.
+pub fn bounds(parent: &str) -> Result<Bounds> {
+    if parent.is_empty() {
+        return Ok(Bounds::default());
+    }
+    let path = parent_path(parent)?;
+    let read = |file: &str| fs::read_to_string(path.join(file)).ok();
+    let first = |text: Option<String>| text.and_then(|text| text.split_whitespace().next().map(str::to_owned));
+    let open = |file: &str| first(read(file)).is_some_and(|limit| limit == "max");
+    Ok(Bounds {
+        open_memory: open("memory.max"),
+        open_cpu: open("cpu.max"),
+        pids: first(read("pids.max")).and_then(|limit| limit.parse().ok()),
+    })
+}
+
+/// The directory of a parent cgroup: a path, or the name of a slice, which stands for all
+/// the slices it is in (systemd.slice(5)): `a-b.slice` lies in `a.slice`.
+fn parent_path(parent: &str) -> Result<PathBuf> {
+    let invalid = |problem: &str| Error::Invalid(format!("cgroup_parent {parent:?} {problem}"));
+    let relative = if parent.is_empty() { DEFAULT_PARENT } else { parent.trim_start_matches('/') };
+    if relative.split('/').any(|part| part == ".." || part == ".") || relative.contains('\0') {
+        return Err(invalid("must not contain . or .."));
+    }
+    let base = relative.rsplit('/').next().unwrap_or_default();
+    let Some(name) = base.strip_suffix(".slice") else { return Ok(Path::new(HIERARCHY).join(relative)) };
+    let mut path = PathBuf::from(HIERARCHY);
+    if name == "-" {
+        return Ok(path);
+    }
+    let mut prefix = String::new();
+    for part in name.split('-') {
+        if part.is_empty() {
+            return Err(invalid("is not the name of a slice"));
+        }
+        if !prefix.is_empty() {
+            prefix.push('-');
+        }
+        prefix.push_str(part);
+        path.push(format!("{prefix}.slice"));
+    }
+    Ok(path)
+}
+
+/// The weight of cgroup v2 for shares of cgroup v1, as the kubelet translates them.
+fn weight(shares: i64) -> i64 {
+    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
 }
 
 /// Whether there is a cgroup v2 hierarchy that we may write to.
@@ -76,11 +273,41 @@ fn available() -> bool {
 mod tests {
     use super::*;
 
+    fn path(parent: &str) -> PathBuf {
+        parent_path(parent).unwrap()
+    }
+
     #[test]
     fn parents_stay_inside_the_hierarchy() {
         assert!(Cgroup::named("/kubepods/../..", "ab").is_err());
         let cgroup = Cgroup::named("/kubepods/burstable/pod1", "ab").unwrap();
         assert_eq!(cgroup.path, Path::new("/sys/fs/cgroup/kubepods/burstable/pod1/nacelle-ab"));
         assert_eq!(Cgroup::named("", "ab").unwrap().path, Path::new("/sys/fs/cgroup/nacelle/nacelle-ab"));
+    }
+
+    #[test]
+    fn a_slice_lies_in_the_slices_its_name_tells() {
+        let expected = "/sys/fs/cgroup/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice";
+        assert_eq!(path("kubepods-burstable-pod1_2.slice"), Path::new(expected));
+        assert_eq!(
+            path("/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice"),
+            Path::new(expected)
+        );
+        assert_eq!(path("system.slice"), Path::new("/sys/fs/cgroup/system.slice"));
+        assert_eq!(path("-.slice"), Path::new(HIERARCHY));
+        for bad in ["a--b.slice", "-a.slice", "a-.slice", ".slice", "x/../a.slice"] {
+            assert!(parent_path(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_pod_whose_parent_is_not_there_is_bounded_by_what_was_asked() {
+        assert_eq!(bounds("/no/such/parent").unwrap(), Bounds::default());
+        assert_eq!(bounds("").unwrap(), Bounds::default());
+    }
+
+    #[test]
+    fn the_range_of_shares_is_the_range_of_weights() {
+        assert_eq!((weight(2), weight(1024), weight(262_144), weight(i64::MAX)), (1, 39, 10_000, 10_000));
     }
 }

@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use nacelle_network::NetworkConfig;
 use serde::{Deserialize, Serialize};
+
+use crate::cgroup::CgroupDriver;
 
 /// How guests are made.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -15,10 +18,17 @@ pub struct GuestConfig {
     pub initramfs: PathBuf,
     /// Appended to the guest kernel's command line.
     pub cmdline: String,
-    /// Guest memory in MiB.
+    /// Memory in MiB of a guest whose containers have no limit, and what such containers
+    /// get beside others that have one.
     pub memory_mib: u64,
-    /// Virtual CPUs.
+    /// Memory in MiB of a guest beside the limits of its containers: its kernel and agent.
+    pub base_mib: u64,
+    /// Most memory of a guest in MiB; 0 for what the host has.
+    pub max_memory_mib: u64,
+    /// Virtual CPUs of a guest whose pod names none.
     pub vcpus: u8,
+    /// Most virtual CPUs of a guest.
+    pub max_vcpus: u8,
     /// Size in MiB of the pod's writable disk. The file is sparse: it costs what is written.
     pub scratch_mib: u64,
     /// Seconds a guest may take from the start of its VMM to a ready agent.
@@ -34,7 +44,10 @@ impl Default for GuestConfig {
             initramfs: "/usr/lib/nacelle/initramfs.cpio".into(),
             cmdline: String::new(),
             memory_mib: 256,
+            base_mib: 96,
+            max_memory_mib: 0,
             vcpus: 1,
+            max_vcpus: 64,
             scratch_mib: 10 * 1024,
             boot_seconds: 30,
             call_seconds: 30,
@@ -53,11 +66,26 @@ pub struct ManagerConfig {
     pub program: PathBuf,
     /// How guests are made.
     pub guest: GuestConfig,
+    /// How pods get their network.
+    pub network: NetworkConfig,
+    /// How the kubelet names cgroups.
+    pub cgroup_driver: CgroupDriver,
     /// Every deadline is multiplied by this; above 1 on slow (emulated) hosts.
     pub timeout_scale: f64,
 }
 
 impl ManagerConfig {
+    /// What the VMM appends to its own command line for the guest's kernel: the agent hears
+    /// there how slow this host is.
+    #[must_use]
+    pub fn guest_command_line(&self) -> String {
+        let configured = &self.guest.cmdline;
+        match self.timeout_scale {
+            1.0 => configured.clone(),
+            scale => format!("{configured} nacelle.timeout_scale={scale}").trim_start().to_owned(),
+        }
+    }
+
     /// Deadline for a guest to become ready.
     #[must_use]
     pub fn boot_deadline(&self) -> Duration {

@@ -1,7 +1,7 @@
 //! One container: its state, and the tasks that follow its process.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use nacelle_proto::agent::v1 as api;
@@ -11,16 +11,36 @@ use tokio::task::JoinSet;
 
 use crate::agent::{self, Agent};
 use crate::clock;
-use crate::log::{LogFile, format::Measure, pump};
+use crate::live::Live;
+use crate::log::{LogFile, Sink, pump};
 use crate::model::{ContainerState, ContainerStatus, ExitInfo};
 use crate::record::{self, ContainerRecord};
-use crate::vm::Vm;
+use crate::stdin::Stdin;
+use crate::vm::{End, Vm};
 use crate::{Error, Result};
 
 /// Exit code of a container whose guest went away under it: its processes were killed.
 const KILLED: i32 = 137;
 /// Pause before the agent is asked again after a broken connection.
 const RETRY: Duration = Duration::from_millis(200);
+
+/// Told of every new state of a container, by its id.
+pub struct Watcher(Box<Watch>);
+
+type Watch = dyn Fn(&str, ContainerState) + Send + Sync;
+
+impl Watcher {
+    /// Calls `watch`, which must not change the container.
+    pub fn new(watch: impl Fn(&str, ContainerState) + Send + Sync + 'static) -> Self {
+        Self(Box::new(watch))
+    }
+}
+
+impl std::fmt::Debug for Watcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Watcher")
+    }
+}
 
 /// A container of a sandbox.
 #[derive(Debug)]
@@ -31,6 +51,16 @@ pub struct Container {
     path: PathBuf,
     record: Mutex<ContainerRecord>,
     state: watch::Sender<ContainerState>,
+    /// Told of every new state.
+    watcher: OnceLock<Watcher>,
+    /// Its log, while its process runs.
+    log: Mutex<Option<Arc<LogFile>>>,
+    /// Its standard input.
+    pub stdin: Arc<Stdin>,
+    /// Its standard output, or its terminal's.
+    pub stdout: Arc<Live>,
+    /// Its standard error.
+    pub stderr: Arc<Live>,
 }
 
 impl Container {
@@ -43,7 +73,17 @@ impl Container {
     /// A container as its record on disk says.
     pub fn restore(path: PathBuf, record: ContainerRecord) -> Arc<Self> {
         let state = watch::Sender::new(record.state);
-        Arc::new(Self { id: record.id.clone(), path, record: Mutex::new(record), state })
+        Arc::new(Self {
+            id: record.id.clone(),
+            path,
+            record: Mutex::new(record),
+            state,
+            watcher: OnceLock::new(),
+            log: Mutex::default(),
+            stdin: Arc::default(),
+            stdout: Arc::default(),
+            stderr: Arc::default(),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, ContainerRecord> {
@@ -73,17 +113,28 @@ impl Container {
             started_at: record.started_at,
             exit: record.exit,
             log_path: record.log_path,
+            user: record.user,
+            stop_signal: record.stop_signal,
         }
+    }
+
+    /// Has every new state told to `watcher`; the first one stays.
+    pub fn watch(&self, watcher: Watcher) {
+        let _ = self.watcher.set(watcher);
     }
 
     /// Changes the record, writes it, then shows the new state.
     pub fn update(&self, change: impl FnOnce(&mut ContainerRecord)) -> Result<()> {
-        let (state, result) = {
+        let (before, state, result) = {
             let mut record = self.lock();
+            let before = record.state;
             change(&mut record);
-            (record.state, record::write(&self.path, &*record))
+            (before, record.state, record::write(&self.path, &*record))
         };
         self.state.send_replace(state);
+        if let Some(Watcher(watch)) = self.watcher.get().filter(|_| before != state) {
+            watch(&self.id, state);
+        }
         result
     }
 
@@ -112,32 +163,42 @@ impl Container {
     }
 
     /// Opens the log, so that it exists before the process does.
-    pub fn open_log(&self) -> Result<(Option<Arc<LogFile>>, Measure)> {
-        let path = self.lock().log_path.clone();
-        if path.is_empty() {
-            return Ok((None, Measure::default()));
+    pub fn open_log(&self) -> Result<Option<Arc<LogFile>>> {
+        let record = self.record();
+        if record.log_path.is_empty() {
+            return Ok(None);
         }
-        let (log, held) = LogFile::open(path.as_ref())?;
-        Ok((Some(Arc::new(log)), held))
+        let (log, place) = LogFile::open(record.log_path.as_ref(), record.log)?;
+        if record.log != Some(place) {
+            self.update(|record| record.log = Some(place))?;
+        }
+        Ok(Some(Arc::new(log)))
+    }
+
+    /// Goes on in a new log file, which exists when this returns. Blocks.
+    pub fn reopen_log(&self) -> Result<()> {
+        self.expect(ContainerState::Running, "reopen its log")?;
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match log {
+            Some(log) => log.reopen(|place| self.update(|record| record.log = Some(place))),
+            None => Ok(()),
+        }
     }
 
     /// Follows the running process: carries its output into the log and records its end.
     /// The end becomes visible only after the output is complete.
-    pub fn follow(
-        self: &Arc<Self>,
-        agent: Agent,
-        vm: Arc<Vm>,
-        log: Option<Arc<LogFile>>,
-        held: Measure,
-        drain: Duration,
-    ) {
+    pub fn follow(self: &Arc<Self>, agent: Agent, vm: Arc<Vm>, log: Option<Arc<LogFile>>, drain: Duration) {
+        *self.log.lock().unwrap_or_else(PoisonError::into_inner) = log.clone();
         let container = self.clone();
-        let tty = self.lock().config.tty;
+        let mut streams = vec![(Stream::Stdout, self.stdout.clone())];
+        match self.lock().config.tty {
+            true => self.stderr.end(),
+            false => streams.push((Stream::Stderr, self.stderr.clone())),
+        }
         let mut pumps = JoinSet::new();
-        let streams: &[Stream] = if tty { &[Stream::Stdout] } else { &[Stream::Stdout, Stream::Stderr] };
-        for stream in streams {
-            // Without a log nothing tells where the last daemon stopped, and nobody minds.
-            pumps.spawn(pump(agent.clone(), vm.clone(), self.id.clone(), *stream, log.clone(), held.of(*stream)));
+        for (stream, live) in streams {
+            let sink = Sink { log: log.clone(), live };
+            pumps.spawn(pump(agent.clone(), vm.clone(), self.id.clone(), stream, sink));
         }
         tokio::spawn(async move {
             let exit = wait(&container.id, &agent, &vm).await;
@@ -148,6 +209,8 @@ impl Container {
                     "output still open after the process ended: no longer waited for"
                 );
             }
+            container.stdout.end();
+            container.stderr.end();
             container.exited(exit);
         });
     }
@@ -169,16 +232,16 @@ impl Container {
     }
 
     /// The guest has gone: what had not ended has now.
-    pub fn guest_gone(&self, reason: &str) {
-        self.exited(gone(reason));
+    pub fn guest_gone(&self, end: &End) {
+        self.exited(gone(end));
     }
 }
 
-fn gone(reason: &str) -> ExitInfo {
+fn gone(end: &End) -> ExitInfo {
     ExitInfo {
         code: KILLED,
-        reason: "SandboxDied".into(),
-        message: format!("the guest of the pod ended: {reason}"),
+        reason: if end.out_of_memory { "OOMKilled" } else { "SandboxDied" }.into(),
+        message: format!("the guest of the pod ended: {end}"),
         finished_at: clock::now(),
     }
 }
@@ -197,10 +260,10 @@ async fn wait(id: &str, agent: &Agent, vm: &Vm) -> ExitInfo {
                     }
                 }
             },
-            reason = vm.wait_exit() => return gone(&reason),
+            end = vm.wait_exit() => return gone(&end),
         }
         tokio::select! {
-            reason = vm.wait_exit() => return gone(&reason),
+            end = vm.wait_exit() => return gone(&end),
             () = tokio::time::sleep(RETRY) => {}
         }
     }

@@ -77,6 +77,14 @@ pub enum Error {
         /// The agent's words.
         message: String,
     },
+    /// Output was asked for that the guest no longer has.
+    #[error("{action}: the guest has it from byte {start} on only")]
+    OutputGone {
+        /// What was asked.
+        action: String,
+        /// First byte that is there.
+        start: u64,
+    },
     /// The VMM refused or failed.
     #[error("{action}: {source}")]
     Vmm {
@@ -85,6 +93,9 @@ pub enum Error {
         /// Why not.
         source: nacelle_vmm::control::ClientError,
     },
+    /// The pod cannot join its network, or not leave it.
+    #[error("network of the pod: {0}")]
+    Network(#[from] nacelle_network::Error),
     /// The image's files are not to be had.
     #[error(transparent)]
     Image(#[from] nacelle_image::Error),

@@ -25,10 +25,18 @@ pub struct ExecOutput {
 }
 
 /// Makes sure the guest forgets the process, whatever becomes of the call.
-struct Forget {
+#[derive(Debug)]
+pub struct Forget {
     agent: Agent,
     container_id: String,
     exec_id: String,
+}
+
+impl Forget {
+    /// Forgets, and kills, this process when it is dropped.
+    pub fn new(agent: &Agent, container_id: &str, exec_id: &str) -> Self {
+        Self { agent: agent.clone(), container_id: container_id.into(), exec_id: exec_id.into() }
+    }
 }
 
 impl Drop for Forget {
@@ -60,7 +68,7 @@ pub async fn exec_sync(
         args: command,
         ..api::ExecRequest::default()
     };
-    let _forget = Forget { agent: agent.clone(), container_id: container_id.into(), exec_id: exec_id.clone() };
+    let _forget = Forget::new(agent, container_id, &exec_id);
     agent.call("exec", client.exec(request)).await?;
     let run = async {
         let header = |stream| Header { container_id: container_id.into(), exec_id: exec_id.clone(), stream, offset: 0 };

@@ -1,7 +1,8 @@
 //! Where everything of a pod lies on the host.
 //!
 //! Under `root`, which survives a reboot: `pods/<id>/sandbox.json`,
-//! `pods/<id>/containers/<container id>.json`, `pods/<id>/scratch.img`.
+//! `pods/<id>/containers/<container id>.json`, `pods/<id>/network.json`,
+//! `pods/<id>/scratch.img`.
 //! Under `run`, which need not: `pods/<id>/{vmm.json,vmm.log,vsock,control,console}`.
 
 use std::path::{Path, PathBuf};
@@ -68,6 +69,11 @@ impl PodPaths {
     /// The sandbox's record.
     pub fn record(&self) -> PathBuf {
         self.root.join("sandbox.json")
+    }
+
+    /// The record of its network.
+    pub fn network(&self) -> PathBuf {
+        self.root.join("network.json")
     }
 
     /// Directory of the containers' records.

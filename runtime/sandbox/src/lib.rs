@@ -14,12 +14,14 @@
 
 mod agent;
 mod cgroup;
-mod clock;
+pub mod clock;
 mod config;
 mod container;
 mod error;
+mod events;
 mod exec;
 mod layout;
+mod live;
 mod log;
 mod manager;
 mod model;
@@ -27,19 +29,38 @@ mod queue;
 mod record;
 mod sandbox;
 mod scratch;
+mod session;
 mod signal;
+mod sizing;
 mod spec;
+mod stats;
+mod stdin;
 mod sweep;
 mod vm;
+mod volumes;
 
+pub use cgroup::CgroupDriver;
 pub use config::{GuestConfig, ManagerConfig};
 pub use error::Error;
+pub use events::{Event, EventKind, EventStream, Missed};
 pub use exec::ExecOutput;
+pub use live::{LiveOutput, Overrun};
 pub use manager::Manager;
 pub use model::{
-    Capabilities, ContainerConfig, ContainerState, ContainerStatus, Dns, ExitInfo, NamespaceMode, Resources,
-    SandboxConfig, SandboxState, SandboxStatus, Security, User,
+    BlockDevice, Capabilities, ContainerConfig, ContainerImages, ContainerState, ContainerStatus, Dns, ExitInfo,
+    Identity, Mount, MountAccess, MountSource, NamespaceMode, Propagation, Resources, SandboxConfig, SandboxState,
+    SandboxStatus, Seccomp, Security, User,
 };
+pub use nacelle_network::{Error as NetworkError, Mode as NetworkMode, Network, NetworkConfig, PortMapping, Protocol};
+/// The figures of a control group, as the agent reports them.
+pub use nacelle_proto::agent::v1::{
+    ContainerUsage, CpuUsage, DeviceUsage, FilesystemUsage, GroupUsage, HugePageUsage, InterfaceUsage, IoUsage,
+    LayerUsage, MemoryUsage, PidsUsage, Pressure, ProcessUsage, Stall, TrafficUsage,
+};
+pub use session::{AttachedTerminal, Attachment, ExecConfig, ExecInput, ExecOutputStream, ExecProcess, ExecSession};
+pub use sizing::GuestSize;
+pub use stats::{ContainerStats, DiskUsage, SandboxStats};
+pub use stdin::StdinWriter;
 
 /// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

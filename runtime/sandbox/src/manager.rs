@@ -3,18 +3,23 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::future::Future;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nacelle_image::Image;
+use nacelle_network::Network;
 use tokio::sync::oneshot;
 
 use crate::clock;
 use crate::container::Container;
+use crate::events::{EventStream, Events};
 use crate::exec::{self, ExecOutput, random_hex};
 use crate::layout::Layout;
-use crate::model::{ContainerConfig, ContainerState, ContainerStatus, SandboxConfig, SandboxState, SandboxStatus};
+use crate::model::{
+    ContainerConfig, ContainerImages, ContainerState, ContainerStatus, Resources, SandboxConfig, SandboxState,
+    SandboxStatus,
+};
 use crate::record::SandboxRecord;
 use crate::sandbox::Sandbox;
 use crate::spec::ImageDefaults;
@@ -29,7 +34,9 @@ pub struct Manager {
 #[derive(Debug)]
 struct Shared {
     config: Arc<ManagerConfig>,
+    network: Network,
     layout: Layout,
+    events: Events,
     index: Mutex<Index>,
     // Held for the life of the daemon.
     _lock: File,
@@ -60,9 +67,18 @@ impl Manager {
             .await
             .map_err(|e| Error::Internal(e.to_string()))??;
         let config = Arc::new(config);
-        let shared = Shared { config: config.clone(), layout: layout.clone(), index: Mutex::default(), _lock: lock };
+        let network = Network::new(config.network.clone(), config.timeout_scale);
+        let events = Events::default();
+        let shared = Shared {
+            config: config.clone(),
+            network: network.clone(),
+            layout: layout.clone(),
+            events: events.clone(),
+            index: Mutex::default(),
+            _lock: lock,
+        };
         let manager = Self { shared: Arc::new(shared) };
-        for sandbox in sweep::restore(&config, &layout).await? {
+        for sandbox in sweep::restore(&config, &network, &events, &layout).await? {
             let mut index = manager.index();
             let status = sandbox.status();
             index.names.insert(sandbox_name(&status.config), sandbox.id.clone());
@@ -74,6 +90,12 @@ impl Manager {
             index.sandboxes.insert(sandbox.id.clone(), sandbox);
         }
         Ok(manager)
+    }
+
+    /// The networks that pods join.
+    #[must_use]
+    pub fn network(&self) -> &Network {
+        &self.shared.network
     }
 
     fn index(&self) -> MutexGuard<'_, Index> {
@@ -94,12 +116,16 @@ impl Manager {
             created_at: clock::now(),
             vmm: None,
             message: String::new(),
+            ips: Vec::new(),
+            size: None,
         };
         let sandbox = {
             let mut index = self.index();
             index.reserve(&name, &id)?;
             let paths = self.shared.layout.pod(&id);
-            let sandbox = Sandbox::new(self.shared.config.clone(), paths, record);
+            let (config, network, events) =
+                (self.shared.config.clone(), self.shared.network.clone(), self.shared.events.clone());
+            let sandbox = Sandbox::new(config, network, events, paths, record);
             index.sandboxes.insert(id.clone(), sandbox.clone());
             sandbox
         };
@@ -161,6 +187,7 @@ impl Manager {
             .run(async move {
                 sandbox.remove().await?;
                 manager.forget_sandbox(&sandbox.id);
+                sandbox.tell_gone();
                 Ok(())
             })
             .await
@@ -180,7 +207,7 @@ impl Manager {
     /// All pods.
     #[must_use]
     pub fn sandboxes(&self) -> Vec<SandboxStatus> {
-        let sandboxes: Vec<_> = self.index().sandboxes.values().cloned().collect();
+        let sandboxes = self.all_sandboxes();
         sandboxes.iter().map(|s| s.status()).filter(|s| s.state != SandboxState::Creating).collect()
     }
 
@@ -192,14 +219,46 @@ impl Manager {
         self.require_sandbox(id).map(|sandbox| sandbox.status())
     }
 
+    /// One pod with its containers, by its id or the beginning of it.
+    ///
+    /// # Errors
+    /// There is none, or several fit.
+    pub fn sandbox_with_containers(&self, id: &str) -> Result<(SandboxStatus, Vec<ContainerStatus>)> {
+        self.require_sandbox(id).map(|sandbox| sandbox.snapshot())
+    }
+
+    /// What happens to pods and containers from now on.
+    #[must_use]
+    pub fn events(&self) -> EventStream {
+        self.shared.events.listen()
+    }
+
+    /// Ends the streams of events, and those to come.
+    pub fn end_events(&self) {
+        self.shared.events.end();
+    }
+
     /// Makes a container and returns its id. If the caller goes away meanwhile, so does
     /// the container.
     ///
     /// # Errors
     /// The pod is not ready, the name is taken, the configuration cannot be met.
-    pub async fn create_container(&self, sandbox_id: &str, config: ContainerConfig, image: Image) -> Result<String> {
+    pub async fn create_container(
+        &self,
+        sandbox_id: &str,
+        config: ContainerConfig,
+        images: impl Into<ContainerImages>,
+    ) -> Result<String> {
+        let images = images.into();
         let sandbox = self.require_sandbox(sandbox_id)?;
-        let defaults = defaults(&image);
+        if config.security.privileged && !sandbox.status().config.privileged {
+            return Err(Error::Invalid(
+                "config.linux.security_context.privileged: the pod was not made for privileged containers: set \
+                 linux.security_context.privileged in RunPodSandbox too"
+                    .into(),
+            ));
+        }
+        let defaults = defaults(&images.root);
         let stop_signal = match (config.stop_signal, defaults.stop_signal.as_str()) {
             (0, "") => signal::TERM,
             (0, name) => signal::parse(name)?,
@@ -218,7 +277,7 @@ impl Manager {
                 let queue = sandbox.queue.clone();
                 let new = id.clone();
                 let made = queue
-                    .run(async move { sandbox.create_container(new, config, image, defaults, stop_signal).await })
+                    .run(async move { sandbox.create_container(new, config, images, defaults, stop_signal).await })
                     .await;
                 if made.is_err() {
                     manager.forget_container(&id);
@@ -273,8 +332,11 @@ impl Manager {
         let manager = self.clone();
         queue
             .run(async move {
-                sandbox.remove_container(&container.id).await?;
+                let was_there = sandbox.remove_container(&container.id).await?;
                 manager.forget_container(&container.id);
+                if was_there {
+                    sandbox.tell_removed(&container.id);
+                }
                 Ok(())
             })
             .await
@@ -289,11 +351,12 @@ impl Manager {
     /// All containers.
     #[must_use]
     pub fn containers(&self) -> Vec<ContainerStatus> {
-        let sandboxes: Vec<_> = self.index().sandboxes.values().cloned().collect();
+        let sandboxes = self.all_sandboxes();
         sandboxes
             .iter()
-            .flat_map(|sandbox| sandbox.containers())
-            .map(|container| container.status())
+            .flat_map(|sandbox| {
+                sandbox.containers().into_iter().map(|c| sandbox.container_status(&c)).collect::<Vec<_>>()
+            })
             .filter(|status| status.state != ContainerState::Creating)
             .collect()
     }
@@ -303,7 +366,7 @@ impl Manager {
     /// # Errors
     /// There is none, or several fit.
     pub fn container(&self, id: &str) -> Result<ContainerStatus> {
-        self.require_container(id).map(|(_, container)| container.status())
+        self.require_container(id).map(|(sandbox, container)| sandbox.container_status(&container))
     }
 
     /// Runs a command in a running container and waits for its end.
@@ -330,12 +393,48 @@ impl Manager {
         Ok(())
     }
 
+    /// Changes a container's limits; what is zero or empty stays as it is.
+    ///
+    /// # Errors
+    /// It has ended, or its guest is not large enough.
+    pub async fn update_container(&self, id: &str, change: Resources) -> Result<()> {
+        let (sandbox, container) = self.require_container(id)?;
+        let queue = sandbox.queue.clone();
+        queue.run(async move { sandbox.update_container(&container.id, change).await }).await
+    }
+
+    /// Changes a pod's own limits; what is zero or empty stays as it is.
+    ///
+    /// # Errors
+    /// It is not ready, or its guest is not large enough.
+    pub async fn update_sandbox(&self, id: &str, overhead: Resources, resources: Resources) -> Result<()> {
+        let sandbox = self.require_sandbox(id)?;
+        let queue = sandbox.queue.clone();
+        queue.run(async move { sandbox.update_resources(overhead, resources) }).await
+    }
+
+    /// Whether the kubelet names cgroups by systemd's slices.
+    #[must_use]
+    pub fn cgroups_are_slices(&self) -> bool {
+        self.shared.config.cgroup_driver.is_systemd()
+    }
+
+    /// All sandboxes, those being made included.
+    pub(crate) fn all_sandboxes(&self) -> Vec<Arc<Sandbox>> {
+        self.index().sandboxes.values().cloned().collect()
+    }
+
+    /// Where the pods' records and writable disks are.
+    pub(crate) fn pods_directory(&self) -> PathBuf {
+        self.shared.layout.pods_root()
+    }
+
     fn find_sandbox(&self, id: &str) -> Result<Option<Arc<Sandbox>>> {
         let index = self.index();
         Ok(resolve(&index.sandboxes, id)?.and_then(|id| index.sandboxes.get(id)).cloned())
     }
 
-    fn require_sandbox(&self, id: &str) -> Result<Arc<Sandbox>> {
+    pub(crate) fn require_sandbox(&self, id: &str) -> Result<Arc<Sandbox>> {
         self.find_sandbox(id)?
             .filter(|sandbox| sandbox.state() != SandboxState::Creating)
             .ok_or_else(|| Error::SandboxNotFound(id.into()))
@@ -351,7 +450,7 @@ impl Manager {
         Ok(sandbox.and_then(|sandbox| sandbox.container(&id).map(|container| (sandbox, container))))
     }
 
-    fn require_container(&self, id: &str) -> Result<(Arc<Sandbox>, Arc<Container>)> {
+    pub(crate) fn require_container(&self, id: &str) -> Result<(Arc<Sandbox>, Arc<Container>)> {
         self.find_container(id)?
             .filter(|(_, container)| container.state() != ContainerState::Creating)
             .ok_or_else(|| Error::ContainerNotFound(id.into()))

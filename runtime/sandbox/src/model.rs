@@ -1,11 +1,18 @@
 //! Pods and containers in our own words: what is asked for, and what is.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
 
+use nacelle_image::Image;
+use nacelle_network::PortMapping;
 use serde::{Deserialize, Serialize};
+
+use crate::sizing::GuestSize;
 
 /// A pod as asked for.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct SandboxConfig {
     /// Name of the pod.
     pub name: String,
@@ -15,7 +22,7 @@ pub struct SandboxConfig {
     pub uid: String,
     /// Counts the sandboxes made for this pod, from 0.
     pub attempt: u32,
-    /// Host name inside; empty for the pod's name.
+    /// Host name inside; empty for one made of the pod's name: [`host_name`](Self::host_name).
     pub hostname: String,
     /// Directory on the host below which container logs are written; may be empty.
     pub log_directory: String,
@@ -33,6 +40,29 @@ pub struct SandboxConfig {
     pub handler: String,
     /// How containers of the pod share process ids, by default.
     pub pid: NamespaceMode,
+    /// Ports of the host that lead to the pod.
+    #[serde(default)]
+    pub ports: Vec<PortMapping>,
+    /// Whether it may hold privileged containers.
+    pub privileged: bool,
+    /// Sum of its containers' limits; zero where there is none.
+    pub resources: Resources,
+    /// What the pod may use beside them, for the guest itself and its VMM.
+    pub overhead: Resources,
+}
+
+impl SandboxConfig {
+    /// The pod's host name: the one asked for, or else the pod's name, cut after 63 bytes as
+    /// the kubelet cuts it, and with a dash for what cannot be in a host name.
+    #[must_use]
+    pub fn host_name(&self) -> String {
+        if !self.hostname.is_empty() {
+            return self.hostname.clone();
+        }
+        let plain = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' };
+        let name: String = self.name.chars().map(plain).take(63).collect();
+        name.trim_matches(['-', '.']).to_owned()
+    }
 }
 
 /// `resolv.conf` of the pod.
@@ -64,19 +94,128 @@ impl Dns {
     }
 }
 
-/// Whose namespace a container uses.
+/// Whose process ids a container sees.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NamespaceMode {
-    /// The pod's.
+    /// Those of all containers of the pod in this mode.
     Pod,
     /// Its own.
     #[default]
     Container,
+    /// All of the guest's, which is what the pod has for a node.
+    Node,
+    /// Those of another container, see [`Security::pid_target`].
+    Target,
+}
+
+/// Which system calls are filtered.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Seccomp {
+    /// Those that containers have no use for.
+    #[default]
+    RuntimeDefault,
+    /// None.
+    Unconfined,
+    /// As a profile in a file of the host says.
+    Localhost(PathBuf),
+}
+
+/// Whom a container's process was found to run as.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// User id.
+    pub uid: u32,
+    /// Primary group id.
+    pub gid: u32,
+    /// All of its groups, ascending.
+    pub groups: Vec<u32>,
+}
+
+/// What is mounted into a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// Where, an absolute path.
+    pub container_path: PathBuf,
+    /// What.
+    pub source: MountSource,
+    /// What the container may do with it.
+    pub access: MountAccess,
+    /// Whether file systems that the host mounts below it later are seen in it.
+    pub propagation: Propagation,
+}
+
+/// Where what is mounted comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MountSource {
+    /// A directory or file of the host.
+    Host(PathBuf),
+    /// An image.
+    Image {
+        /// As the caller named it.
+        reference: String,
+        /// Its id.
+        id: String,
+        /// The directory of it that is meant; empty for all.
+        sub_path: String,
+    },
+}
+
+/// What a container may do with a mount.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MountAccess {
+    /// Read and write.
+    #[default]
+    Write,
+    /// Read, and write to file systems that the host has mounted below it.
+    Read,
+    /// Read only.
+    ReadAll,
+}
+
+/// How mounts of the host after a container's start are seen in it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Propagation {
+    /// Not at all.
+    #[default]
+    Private,
+    /// As soon as they are made.
+    HostToContainer,
+}
+
+/// The images that a container is made of.
+#[derive(Debug, Clone)]
+pub struct ContainerImages {
+    /// Its root file system.
+    pub root: Image,
+    /// Those that it mounts, by id.
+    pub mounted: BTreeMap<String, Image>,
+}
+
+impl From<Image> for ContainerImages {
+    fn from(root: Image) -> Self {
+        Self { root, mounted: BTreeMap::new() }
+    }
+}
+
+/// A block device of the host in a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockDevice {
+    /// Its file on the host.
+    pub host_path: PathBuf,
+    /// Its file in the container.
+    pub container_path: PathBuf,
+    /// Of `r`, `w` and `m`.
+    pub permissions: String,
 }
 
 /// A container as asked for.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ContainerConfig {
     /// Name within the pod.
     pub name: String,
@@ -112,10 +251,15 @@ pub struct ContainerConfig {
     pub security: Security,
     /// Signal that asks the process to end, instead of the image's; 0 for none.
     pub stop_signal: u32,
+    /// What is mounted into it.
+    pub mounts: Vec<Mount>,
+    /// Block devices of the host that it has.
+    pub devices: Vec<BlockDevice>,
 }
 
 /// Limits of a container. Zero means not set.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Resources {
     /// CFS period in microseconds.
     pub cpu_period: i64,
@@ -141,6 +285,7 @@ pub struct Resources {
 
 /// Whom the process runs as.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct User {
     /// Numeric user.
     pub uid: Option<u32>,
@@ -150,10 +295,13 @@ pub struct User {
     pub name: String,
     /// Further groups.
     pub supplementary: Vec<u32>,
+    /// Whether those are all, and the image's /etc/group adds none.
+    pub strict_groups: bool,
 }
 
 /// Capabilities by name without `CAP_`, added to and dropped from the default set.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Capabilities {
     /// Added; `ALL` for all.
     pub add: Vec<String>,
@@ -165,6 +313,7 @@ pub struct Capabilities {
 
 /// What the process may do.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Security {
     /// Everything the guest has, nothing the host has.
     pub privileged: bool,
@@ -180,10 +329,12 @@ pub struct Security {
     pub masked_paths: Option<Vec<String>>,
     /// Paths that are read-only; `None` for the default list.
     pub readonly_paths: Option<Vec<String>>,
-    /// Whether no system call is filtered.
-    pub seccomp_unconfined: bool,
+    /// Which system calls are filtered.
+    pub seccomp: Seccomp,
     /// Whose process ids it sees.
     pub pid: NamespaceMode,
+    /// The container meant by [`NamespaceMode::Target`]: its id or the beginning of it.
+    pub pid_target: String,
 }
 
 /// State of a sandbox.
@@ -209,10 +360,16 @@ pub struct SandboxStatus {
     pub state: SandboxState,
     /// Nanoseconds since the Unix epoch.
     pub created_at: i64,
+    /// Its addresses, the one it is known by first; none without a network.
+    pub ips: Vec<IpAddr>,
     /// Process id of its VMM on the host, while it runs.
     pub vmm_pid: Option<u32>,
     /// Why it ended by itself, in words; empty otherwise.
     pub message: String,
+    /// How large its guest is.
+    pub size: Option<GuestSize>,
+    /// Whether its guest answered when it was last asked.
+    pub answers: bool,
 }
 
 /// State of a container.
@@ -225,6 +382,9 @@ pub enum ContainerState {
     Created,
     /// Its process runs.
     Running,
+    /// Its process ran when the guest last answered; now it does not answer. Never on
+    /// record.
+    Unknown,
     /// Its process has ended, its output is complete.
     Exited,
 }
@@ -263,4 +423,24 @@ pub struct ContainerStatus {
     pub exit: Option<ExitInfo>,
     /// Absolute path of its log; empty for none.
     pub log_path: String,
+    /// Whom its process runs as.
+    pub user: Option<Identity>,
+    /// Signal that asks it to end.
+    pub stop_signal: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_name_comes_of_what_is_asked_for_or_of_the_pods_name() {
+        let host_name = |name: &str, hostname: &str| {
+            SandboxConfig { name: name.into(), hostname: hostname.into(), ..SandboxConfig::default() }.host_name()
+        };
+        assert_eq!(host_name("web-0", "web"), "web");
+        assert_eq!(host_name("web-0", ""), "web-0");
+        assert_eq!(host_name(&format!("{}-x", "a".repeat(62)), ""), "a".repeat(62));
+        assert_eq!(host_name("a b\n127.0.0.1\tc", ""), "a-b-127.0.0.1-c");
+    }
 }

@@ -7,12 +7,15 @@
 
 use std::fs;
 use std::io::Write;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{ContainerConfig, ContainerState, ExitInfo, SandboxConfig, SandboxState};
+use crate::log::Place;
+use crate::model::{ContainerConfig, ContainerState, ExitInfo, Identity, SandboxConfig, SandboxState};
+use crate::sizing::GuestSize;
 use crate::{Error, Result};
 
 /// Version of the records; a change that old daemons cannot read raises it.
@@ -33,6 +36,12 @@ pub struct SandboxRecord {
     pub vmm: Option<ProcessId>,
     /// Why it ended by itself.
     pub message: String,
+    /// Its addresses, the one it is known by first.
+    #[serde(default)]
+    pub ips: Vec<IpAddr>,
+    /// How large its guest is, once that is decided.
+    #[serde(default)]
+    pub size: Option<GuestSize>,
 }
 
 /// A process that cannot be mistaken for a later one with the same number.
@@ -69,6 +78,15 @@ pub struct ContainerRecord {
     pub exit: Option<ExitInfo>,
     /// Its root disk's place on the guest's bus.
     pub slot: Option<u8>,
+    /// Places of its further disks: images and block devices.
+    #[serde(default)]
+    pub disks: Vec<u8>,
+    /// Which file its log is in, once there is one.
+    #[serde(default)]
+    pub log: Option<Place>,
+    /// Whom its process runs as, once the guest has looked it up.
+    #[serde(default)]
+    pub user: Option<Identity>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -113,6 +131,8 @@ mod tests {
             created_at: 5,
             vmm: Some(ProcessId { pid: 7, start_time: 9 }),
             message: String::new(),
+            ips: vec![[10, 0, 0, 2].into()],
+            size: Some(GuestSize { memory_mib: 256, vcpus: 1 }),
         }
     }
 

@@ -7,11 +7,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nacelle_network::Network;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::task::JoinSet;
 
 use crate::cgroup::Cgroup;
 use crate::container::Container;
+use crate::events::Events;
 use crate::layout::{Layout, PodPaths};
 use crate::model::SandboxState;
 use crate::record::{self, ContainerRecord, SandboxRecord};
@@ -19,7 +21,12 @@ use crate::sandbox::Sandbox;
 use crate::{Error, ManagerConfig, Result};
 
 /// Returns the sandboxes that are there after all of this.
-pub async fn restore(config: &Arc<ManagerConfig>, layout: &Layout) -> Result<Vec<Arc<Sandbox>>> {
+pub async fn restore(
+    config: &Arc<ManagerConfig>,
+    network: &Network,
+    events: &Events,
+    layout: &Layout,
+) -> Result<Vec<Arc<Sandbox>>> {
     let mut records = Vec::new();
     for id in names(&layout.pods_root())? {
         let paths = layout.pod(&id);
@@ -30,11 +37,11 @@ pub async fn restore(config: &Arc<ManagerConfig>, layout: &Layout) -> Result<Vec
         }
     }
     let owned: HashSet<String> = records.iter().map(|(_, record)| record.id.clone()).collect();
-    let orphans = remove_unowned(layout, &owned);
+    let orphans = remove_unowned(network, layout, &owned).await;
     let mut tasks = JoinSet::new();
     for (paths, record) in records {
-        let config = config.clone();
-        tasks.spawn(async move { restore_one(config, paths, record).await });
+        let (config, network, events) = (config.clone(), network.clone(), events.clone());
+        tasks.spawn(async move { restore_one(config, network, events, paths, record).await });
     }
     let mut sandboxes = Vec::new();
     while let Some(done) = tasks.join_next().await {
@@ -47,11 +54,17 @@ pub async fn restore(config: &Arc<ManagerConfig>, layout: &Layout) -> Result<Vec
     Ok(sandboxes)
 }
 
-async fn restore_one(config: Arc<ManagerConfig>, paths: PodPaths, record: SandboxRecord) -> Result<Arc<Sandbox>> {
+async fn restore_one(
+    config: Arc<ManagerConfig>,
+    network: Network,
+    events: Events,
+    paths: PodPaths,
+    record: SandboxRecord,
+) -> Result<Arc<Sandbox>> {
     let id = record.id.clone();
     let state = record.state;
     let containers = containers(&paths)?;
-    let sandbox = Sandbox::new(config, paths, record);
+    let sandbox = Sandbox::new(config, network, events, paths, record);
     if state == SandboxState::Ready {
         match sandbox.adopt(containers.clone()).await {
             Ok(()) => return Ok(sandbox),
@@ -83,9 +96,9 @@ fn containers(paths: &PodPaths) -> Result<Vec<Arc<Container>>> {
     Ok(containers)
 }
 
-/// Removes processes, cgroups and directories that belong to no recorded sandbox and
-/// returns how many sandboxes they were of.
-fn remove_unowned(layout: &Layout, owned: &HashSet<String>) -> usize {
+/// Removes processes, networks, cgroups and directories that belong to no recorded sandbox
+/// and returns how many sandboxes they were of.
+async fn remove_unowned(network: &Network, layout: &Layout, owned: &HashSet<String>) -> usize {
     let mut orphans = HashSet::new();
     for (pid, id) in vmm_processes(&layout.pods_run()) {
         if !owned.contains(&id) {
@@ -103,7 +116,12 @@ fn remove_unowned(layout: &Layout, owned: &HashSet<String>) -> usize {
         if let Err(error) = cgroup {
             tracing::warn!(sandbox = %id, %error, "cgroup not removed");
         }
-        for path in [&paths.run, &paths.root] {
+        let detached = network.detach(paths.network()).await;
+        if let Err(error) = &detached {
+            tracing::warn!(sandbox = %id, %error, "network not removed: it is tried again at the next start");
+        }
+        let kept = detached.is_err().then_some(&paths.root);
+        for path in [&paths.run, &paths.root].into_iter().filter(|path| Some(*path) != kept) {
             match fs::remove_dir_all(path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     tracing::warn!(path = %path.display(), %error, "not removed");

@@ -6,26 +6,55 @@
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nacelle_vmm::config::MachineConfig;
-use nacelle_vmm::control::{Client, Request, Response};
+use nacelle_vmm::control::{Access, Client, Request, Response};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
 use crate::cgroup::Cgroup;
 use crate::layout::PodPaths;
 use crate::record::ProcessId;
+use crate::sizing::GuestSize;
 use crate::{Error, ManagerConfig, Result};
 
 /// Lines of the guest's console that go into an error message.
 const CONSOLE_LINES: usize = 15;
+
+/// How a VMM ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct End {
+    /// In words.
+    pub reason: String,
+    /// Whether the host's kernel killed it for want of memory.
+    pub out_of_memory: bool,
+}
+
+impl End {
+    /// An end for `reason`, unless `cgroup` knows a better one.
+    pub fn new(reason: &str, cgroup: Option<&Cgroup>) -> Self {
+        let out_of_memory = cgroup.is_some_and(|cgroup| cgroup.oom_kills() > 0);
+        let reason = if out_of_memory { OUT_OF_MEMORY } else { reason };
+        Self { reason: reason.to_owned(), out_of_memory }
+    }
+}
+
+impl std::fmt::Display for End {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.reason)
+    }
+}
+
+const OUT_OF_MEMORY: &str = "the host's out-of-memory killer ended its VMM: the pod came to the memory limit of its \
+                             cgroup on the host, or the host has no more";
 
 /// A running (or ended) VMM.
 #[derive(Debug)]
@@ -35,19 +64,25 @@ pub struct Vm {
     pidfd: Arc<OwnedFd>,
     paths: PodPaths,
     call_deadline: Duration,
-    exit: watch::Receiver<Option<String>>,
+    exit: watch::Receiver<Option<End>>,
 }
 
 impl Vm {
     /// Starts the VMM process in the pod's cgroup; [`Vm::ready`] waits for the guest.
-    pub fn spawn(config: &ManagerConfig, id: &str, paths: &PodPaths, cgroup: Option<&Cgroup>) -> Result<Self> {
+    pub fn spawn(
+        config: &ManagerConfig,
+        id: &str,
+        paths: &PodPaths,
+        size: GuestSize,
+        cgroup: Option<&Cgroup>,
+    ) -> Result<Self> {
         let machine = MachineConfig {
             id: id.into(),
             kernel: config.guest.kernel.clone(),
             initramfs: config.guest.initramfs.clone(),
-            cmdline: config.guest.cmdline.clone(),
-            memory_mib: config.guest.memory_mib,
-            vcpus: config.guest.vcpus,
+            cmdline: config.guest_command_line(),
+            memory_mib: size.memory_mib,
+            vcpus: size.vcpus,
             vsock: paths.vsock(),
             control: paths.control(),
             console: paths.console(),
@@ -55,38 +90,29 @@ impl Vm {
         let text = serde_json::to_vec(&machine).map_err(|e| Error::Internal(e.to_string()))?;
         fs::write(paths.vmm_config(), text).map_err(Error::io("write", paths.vmm_config()))?;
         let log = File::create(paths.vmm_log()).map_err(Error::io("create", paths.vmm_log()))?;
+        let mut command = Command::new(&config.program);
+        command.arg("vmm").arg("--config").arg(paths.vmm_config());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::from(log)).current_dir("/");
         // A process group of its own: an interrupt typed at the daemon's terminal is not
         // for the pods.
-        let child = std::os::unix::process::CommandExt::process_group(
-            Command::new(&config.program)
-                .arg("vmm")
-                .arg("--config")
-                .arg(paths.vmm_config())
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::from(log))
-                .current_dir("/"),
-            0,
-        )
-        .spawn()
-        .map_err(Error::io("start", &config.program))?;
-        let pid = child.id();
+        command.process_group(0);
         if let Some(cgroup) = cgroup {
-            // The process is ours and unreaped: its number cannot have been reused.
-            if let Err(error) = cgroup.add(pid) {
-                let mut child = child;
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(error);
-            }
+            cgroup.hold(&mut command)?;
         }
+        let pid = command.spawn().map_err(Error::io("start", &config.program))?.id();
         let start_time = start_time(pid).ok_or_else(|| Error::Internal(format!("process {pid} has no stat")))?;
-        Self::attach(config, id, paths, ProcessId { pid, start_time })
+        Self::attach(config, id, paths, cgroup.cloned(), ProcessId { pid, start_time })
             .ok_or_else(|| Error::Internal(format!("process {pid} cannot be held")))
     }
 
     /// Takes hold of the VMM of an earlier daemon, if it still runs.
-    pub fn attach(config: &ManagerConfig, id: &str, paths: &PodPaths, process: ProcessId) -> Option<Self> {
+    pub fn attach(
+        config: &ManagerConfig,
+        id: &str,
+        paths: &PodPaths,
+        cgroup: Option<Cgroup>,
+        process: ProcessId,
+    ) -> Option<Self> {
         let pid = Pid::from_raw(i32::try_from(process.pid).ok()?)?;
         let pidfd = Arc::new(rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK).ok()?);
         // Only now is the number pinned: is it still the process of the record?
@@ -100,7 +126,8 @@ impl Vm {
         let log = paths.vmm_log();
         tokio::spawn(async move {
             let _ = watched.readable().await;
-            let _ = ended.send(Some(exit_reason(watched.get_ref().as_fd(), &log)));
+            let reason = exit_reason(watched.get_ref().as_fd(), &log);
+            let _ = ended.send(Some(End::new(&reason, cgroup.as_ref())));
         });
         Some(Self { id: id.into(), process, pidfd, paths: paths.clone(), call_deadline: config.call_deadline(), exit })
     }
@@ -110,44 +137,28 @@ impl Vm {
         self.process
     }
 
-    /// Becomes `Some(reason)` when the VMM has ended.
-    pub fn exit(&self) -> watch::Receiver<Option<String>> {
+    /// Becomes `Some` when the VMM has ended.
+    pub fn exit(&self) -> watch::Receiver<Option<End>> {
         self.exit.clone()
     }
 
-    /// Waits for the end of the VMM and returns why it ended, in words.
-    pub async fn wait_exit(&self) -> String {
+    /// Waits for the end of the VMM.
+    pub async fn wait_exit(&self) -> End {
         let mut exit = self.exit.clone();
-        match exit.wait_for(Option::is_some).await {
-            Ok(reason) => reason.clone().unwrap_or_default(),
-            Err(_) => "its end was not observed".into(),
-        }
+        let end = exit.wait_for(Option::is_some).await.ok().and_then(|end| end.clone());
+        end.unwrap_or_else(|| End::new("its end was not observed", None))
     }
 
     /// Waits on `listener` (bound before the start) for the agent's ready line.
     pub async fn ready(&self, listener: UnixListener, deadline: Duration) -> Result<()> {
         let failed = |reason: String| Error::Boot { id: self.id.clone(), reason, console: self.console() };
-        let line = async {
-            let (mut stream, _) = listener.accept().await?;
-            let mut line = [0; 64];
-            let mut length = 0;
-            while let Some(rest) = line.get_mut(length..) {
-                let got = stream.read(rest).await?;
-                length += got;
-                if got == 0 || rest.is_empty() || line.get(..length).is_some_and(|l| l.contains(&b'\n')) {
-                    break;
-                }
-            }
-            let _ = stream.shutdown().await;
-            std::io::Result::Ok(String::from_utf8_lossy(line.get(..length).unwrap_or_default()).into_owned())
-        };
         tokio::select! {
-            line = line => match line {
+            line = announcement(&listener) => match line {
                 Ok(line) if line.starts_with("ready ") => Ok(()),
                 Ok(line) => Err(failed(format!("the agent said {line:?} instead of being ready"))),
                 Err(error) => Err(failed(format!("waiting for the agent: {error}"))),
             },
-            reason = self.wait_exit() => Err(failed(reason)),
+            end = self.wait_exit() => Err(failed(end.reason)),
             () = tokio::time::sleep(deadline) => Err(failed(format!(
                 "the agent was not ready within {deadline:?}; if the host is slow, raise guest.boot_seconds or timeout_scale"
             ))),
@@ -169,6 +180,32 @@ impl Vm {
             Response::Device { slot } => Ok(slot),
             other => Err(Error::Internal(format!("the VMM answered {other:?} to add a disk"))),
         }
+    }
+
+    /// Puts a network interface on the guest's bus and returns its slot.
+    pub async fn add_net(&self, mac: [u8; 6], mtu: u16, tap: File) -> Result<u8> {
+        match self.call("add a network interface", Request::AddNet { mac, mtu }, vec![tap]).await? {
+            Response::Device { slot } => Ok(slot),
+            other => Err(Error::Internal(format!("the VMM answered {other:?} to add a network interface"))),
+        }
+    }
+
+    /// Puts the device of volumes on the guest's bus, unless it is there, and returns its slot.
+    pub async fn add_fs(&self) -> Result<u8> {
+        match self.call("add the device of volumes", Request::AddFs, Vec::new()).await? {
+            Response::Device { slot } => Ok(slot),
+            other => Err(Error::Internal(format!("the VMM answered {other:?} to add the device of volumes"))),
+        }
+    }
+
+    /// Gives the guest a volume.
+    pub async fn add_volume(&self, name: String, access: Access, file: File) -> Result<()> {
+        self.call("add a volume", Request::AddVolume { name, access }, vec![file]).await.map(drop)
+    }
+
+    /// Takes a volume away. One that is not there is fine.
+    pub async fn remove_volume(&self, name: String) -> Result<()> {
+        self.call("remove a volume", Request::RemoveVolume { name }, Vec::new()).await.map(drop)
     }
 
     /// Takes a device off the guest's bus.
@@ -205,6 +242,34 @@ impl Vm {
     }
 }
 
+/// What the agent says of itself on its connection to `listener`.
+///
+/// The guest's kernel gives a connection two seconds, which a host short of time may need to
+/// notice it: then it is closed without a word, and the agent comes again.
+async fn announcement(listener: &UnixListener) -> std::io::Result<String> {
+    loop {
+        let line = ready_line(listener.accept().await?.0).await?;
+        if !line.is_empty() {
+            return Ok(line);
+        }
+    }
+}
+
+/// The first line of `stream`, of 64 bytes at most; empty if it was closed without a word.
+async fn ready_line(mut stream: UnixStream) -> std::io::Result<String> {
+    let mut line = [0; 64];
+    let mut length = 0;
+    while let Some(rest) = line.get_mut(length..) {
+        let got = stream.read(rest).await?;
+        length += got;
+        if got == 0 || rest.is_empty() || line.get(..length).is_some_and(|l| l.contains(&b'\n')) {
+            break;
+        }
+    }
+    let _ = stream.shutdown().await;
+    Ok(String::from_utf8_lossy(line.get(..length).unwrap_or_default()).into_owned())
+}
+
 /// Why the process behind the pidfd ended; reaps it if it is our child.
 fn exit_reason(pidfd: std::os::fd::BorrowedFd<'_>, log: &Path) -> String {
     let status = rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED).ok().flatten();
@@ -233,6 +298,20 @@ pub fn start_time(pid: u32) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn an_agent_whose_connection_was_given_up_may_come_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join("ready")).unwrap();
+        let agent = async {
+            drop(UnixStream::connect(dir.path().join("ready")).await.unwrap());
+            let mut stream = UnixStream::connect(dir.path().join("ready")).await.unwrap();
+            stream.write_all(b"ready 0.1.0\n").await.unwrap();
+            stream
+        };
+        let (line, _) = tokio::join!(announcement(&listener), agent);
+        assert_eq!(line.unwrap(), "ready 0.1.0\n");
+    }
 
     #[test]
     fn own_start_time_is_stable() {

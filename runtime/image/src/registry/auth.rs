@@ -17,6 +17,27 @@ pub enum Credentials {
         /// The token.
         token: String,
     },
+    /// A token for which the token server gives others (OAuth2).
+    Refresh {
+        /// The token.
+        token: String,
+    },
+}
+
+/// Credentials, and for whom they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Login {
+    /// What is told.
+    pub credentials: Credentials,
+    /// The one server that they are for, as host and port or URL; None for whichever server has the image, mirrors
+    /// included.
+    pub server: Option<String>,
+}
+
+impl From<Credentials> for Login {
+    fn from(credentials: Credentials) -> Self {
+        Self { credentials, server: None }
+    }
 }
 
 impl Credentials {
@@ -40,6 +61,7 @@ impl fmt::Debug for Credentials {
         match self {
             Self::Basic { username, .. } => f.debug_struct("Basic").field("username", username).finish_non_exhaustive(),
             Self::Bearer { .. } => f.debug_struct("Bearer").finish_non_exhaustive(),
+            Self::Refresh { .. } => f.debug_struct("Refresh").finish_non_exhaustive(),
         }
     }
 }
@@ -93,6 +115,7 @@ mod tests {
     fn secrets_are_not_printed() {
         let basic = Credentials::Basic { username: "user".into(), password: "secret".into() };
         let bearer = Credentials::Bearer { token: "secret".into() };
-        assert!(!format!("{basic:?}{bearer:?}").contains("secret"));
+        let refresh = Credentials::Refresh { token: "secret".into() };
+        assert!(!format!("{basic:?}{bearer:?}{refresh:?}").contains("secret"));
     }
 }

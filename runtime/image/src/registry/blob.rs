@@ -6,7 +6,7 @@ use reqwest::StatusCode;
 use reqwest::header::CONTENT_RANGE;
 use tokio::sync::mpsc;
 
-use super::client::{BACKOFF, Failure, Repository, passing};
+use super::client::{Failure, Repository, passing};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 
@@ -84,7 +84,7 @@ impl Repository {
                     if offset > begin {
                         attempt = 0;
                     }
-                    let Some(backoff) = BACKOFF.get(attempt) else { return Err(self.unavailable(&what, reason)) };
+                    let Some(backoff) = self.backoff.get(attempt) else { return Err(self.unavailable(&what, reason)) };
                     tokio::time::sleep(wait.unwrap_or_default().max(*backoff)).await;
                     attempt += 1;
                 }

@@ -2,13 +2,16 @@
 
 use std::time::Duration;
 
-use reqwest::header::{ACCEPT, CONTENT_TYPE, RANGE, RETRY_AFTER};
+use reqwest::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RANGE, RETRY_AFTER,
+};
 use reqwest::{Client, Response, StatusCode, Url, redirect};
 use tokio::sync::Mutex;
 
-use super::auth::Credentials;
+use super::auth::{Credentials, Login};
 use super::challenge::{Challenge, challenge};
-use super::endpoint::{Endpoint, url_is_loopback};
+use super::endpoint::{Endpoint, authority, url_is_loopback};
+use super::token;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::manifest::ACCEPTED;
@@ -18,7 +21,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest silence within an answer.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_REDIRECTS: usize = 5;
-const MAX_TOKEN_BYTES: u64 = 1 << 20;
 const MAX_ERROR_BYTES: u64 = 16 << 10;
 /// Waits before the second and later attempts of a request that failed for a passing reason.
 pub(super) const BACKOFF: [Duration; 3] = [Duration::from_millis(250), Duration::from_secs(1), Duration::from_secs(3)];
@@ -50,29 +52,40 @@ pub(crate) struct Manifest {
 pub(crate) struct Repository {
     client: Client,
     base: Url,
-    host: String,
+    /// Host and path, as in the reference.
+    name: String,
     path: String,
+    /// What the endpoint is called in errors: the registry's host, or the mirror's.
+    label: String,
+    /// The registry that a mirror is asked for.
+    namespace: Option<String>,
+    headers: HeaderMap,
+    plain_http: bool,
     credentials: Option<Credentials>,
     authorization: Mutex<Option<Authorization>>,
+    /// Waits between the attempts of a request.
+    pub(super) backoff: &'static [Duration],
 }
 
 impl Repository {
-    /// Prepares to talk; nothing is sent yet.
-    pub(crate) fn new(endpoint: &Endpoint, reference: &Reference, credentials: Option<Credentials>) -> Result<Self> {
+    /// Prepares to talk; nothing is sent yet. `others` tells that another endpoint is asked if this one fails, so that
+    /// it need not be asked again and again.
+    pub(crate) fn new(endpoint: &Endpoint, reference: &Reference, login: Option<&Login>, others: bool) -> Result<Self> {
         let base = endpoint.base()?;
-        let host = reference.host().to_owned();
+        let mirror = endpoint.is_mirror_of(reference.host());
+        let label = if mirror { authority(&endpoint.url) } else { reference.host() }.to_owned();
         let unusable = |error: &dyn std::error::Error| Error::Unavailable {
             what: reference.to_string(),
-            registry: host.clone(),
+            registry: label.clone(),
             reason: format!("cannot set up the connection: {}", root_cause(error)),
         };
         // An error means that a provider is installed already, which will do.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut builder = Client::builder()
             .user_agent(concat!("nacelle/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT_TIMEOUT)
+            .connect_timeout(endpoint.connect_timeout.unwrap_or(CONNECT_TIMEOUT))
             .read_timeout(READ_TIMEOUT)
-            .redirect(redirect_policy());
+            .redirect(redirect::Policy::none());
         if url_is_loopback(&base) {
             builder = builder.no_proxy();
         }
@@ -83,9 +96,37 @@ impl Repository {
         // Without a TLS peer, the system's certificates need not even exist.
         builder =
             if base.scheme() == "http" { builder.tls_certs_only([]) } else { builder.tls_certs_merge(authorities) };
-        let client = builder.build().map_err(|error| unusable(&error))?;
-        let path = reference.path().to_owned();
-        Ok(Self { client, base, host, path, credentials, authorization: Mutex::new(None) })
+        if let Some(pem) = &endpoint.identity {
+            builder = builder.identity(reqwest::Identity::from_pem(pem).map_err(|error| unusable(&error))?);
+        }
+        let client =
+            builder.tls_danger_accept_invalid_certs(endpoint.skip_verify).build().map_err(|error| unusable(&error))?;
+        let mut headers = HeaderMap::new();
+        for (name, value) in &endpoint.headers {
+            let parsed = (name.parse::<HeaderName>(), value.parse::<HeaderValue>());
+            let (Ok(name), Ok(value)) = parsed else {
+                let reason = format!("header {name:?} or its value is not one that HTTP allows");
+                return Err(Error::Configuration { what: endpoint.url.clone(), reason });
+            };
+            headers.append(name, value);
+        }
+        let meant = |login: &&Login| match &login.server {
+            Some(server) => endpoint.is_meant_by(server, reference.host()),
+            None => true,
+        };
+        Ok(Self {
+            client,
+            base,
+            name: reference.repository(),
+            path: reference.path().to_owned(),
+            label,
+            namespace: mirror.then(|| reference.host().to_owned()),
+            headers,
+            plain_http: endpoint.plain_http,
+            credentials: login.filter(meant).map(|login| login.credentials.clone()),
+            authorization: Mutex::new(None),
+            backoff: if others { BACKOFF.get(..1).unwrap_or_default() } else { &BACKOFF },
+        })
     }
 
     /// Fetches a manifest of at most `limit` bytes. With a digest, it is the one asked for.
@@ -94,7 +135,7 @@ impl Repository {
             Target::Tag(tag) => (tag.clone(), ':'),
             Target::Digest(digest) => (digest.to_string(), '@'),
         };
-        let what = format!("{}/{}{separator}{name}", self.host, self.path);
+        let what = format!("{}{separator}{name}", self.name);
         let (bytes, media_type) = self.small(&format!("manifests/{name}"), Some(ACCEPTED), limit, &what).await?;
         let digest = Digest::of(&bytes);
         match target {
@@ -117,7 +158,7 @@ impl Repository {
 
     /// The error for a request that failed to the end.
     pub(super) fn unavailable(&self, what: &str, reason: String) -> Error {
-        Error::Unavailable { what: what.to_owned(), registry: self.host.clone(), reason }
+        Error::Unavailable { what: what.to_owned(), registry: self.label.clone(), reason }
     }
 
     async fn small(
@@ -140,7 +181,7 @@ impl Repository {
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Passing { reason, wait }) => {
                     tracing::debug!(what, reason, attempt, "request failed");
-                    let Some(backoff) = BACKOFF.get(attempt) else { return Err(self.unavailable(what, reason)) };
+                    let Some(backoff) = self.backoff.get(attempt) else { return Err(self.unavailable(what, reason)) };
                     tokio::time::sleep(wait.unwrap_or_default().max(*backoff)).await;
                     attempt += 1;
                 }
@@ -151,23 +192,13 @@ impl Repository {
     /// One attempt, authenticating if the registry asks for it.
     async fn get(&self, path: &str, accept: Option<&str>, offset: u64, what: &str) -> Result<Response, Failure> {
         let mut url = self.base.clone();
-        url.set_path(&format!("/v2/{}/{path}", self.path));
+        url.set_path(&format!("{}/{}/{path}", self.base.path().trim_end_matches('/'), self.path));
+        if let Some(namespace) = &self.namespace {
+            url.query_pairs_mut().append_pair("ns", namespace);
+        }
         let mut challenged = false;
         loop {
-            let mut request = self.client.get(url.clone());
-            if let Some(accept) = accept {
-                request = request.header(ACCEPT, accept);
-            }
-            if offset > 0 {
-                request = request.header(RANGE, format!("bytes={offset}-"));
-            }
-            let authorization = self.authorization.lock().await.clone();
-            request = match authorization {
-                Some(Authorization::Basic { username, password }) => request.basic_auth(username, Some(password)),
-                Some(Authorization::Bearer(token)) => request.bearer_auth(token),
-                None => request,
-            };
-            let response = request.send().await.map_err(|error| passing(&error))?;
+            let response = self.follow(url.clone(), accept, offset, what).await?;
             let status = response.status();
             if status == StatusCode::UNAUTHORIZED && !challenged {
                 challenged = true;
@@ -178,12 +209,59 @@ impl Repository {
         }
     }
 
+    /// Sends a request and follows where it leads. What is for this endpoint alone goes nowhere else.
+    async fn follow(&self, mut url: Url, accept: Option<&str>, offset: u64, what: &str) -> Result<Response, Failure> {
+        let refused = |reason: &str| Failure::Final(self.unavailable(what, reason.to_owned()));
+        for _ in 0..=MAX_REDIRECTS {
+            let mut headers = HeaderMap::new();
+            let mut authorization = None;
+            if url.origin() == self.base.origin() {
+                headers = self.headers.clone();
+                authorization = self.authorization.lock().await.clone();
+            }
+            if authorization.is_some() {
+                headers.remove(AUTHORIZATION);
+            }
+            let mut request = self.client.get(url.clone()).headers(headers);
+            if let Some(accept) = accept {
+                request = request.header(ACCEPT, accept);
+            }
+            if offset > 0 {
+                request = request.header(RANGE, format!("bytes={offset}-"));
+            }
+            request = match authorization {
+                Some(Authorization::Basic { username, password }) => request.basic_auth(username, Some(password)),
+                Some(Authorization::Bearer(token)) => request.bearer_auth(token),
+                None => request,
+            };
+            let response = request.send().await.map_err(|error| passing(&error))?;
+            if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+                return Ok(response);
+            }
+            let target = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+            url = target.and_then(|target| url.join(target).ok()).ok_or_else(|| refused("it redirects to no URL"))?;
+            if !self.is_safe(&url) {
+                return Err(refused("it redirects to plain HTTP"));
+            }
+        }
+        Err(refused("too many redirects"))
+    }
+
+    /// Whether requests may go to `url`: over HTTPS, on this host, or as openly as the endpoint itself is configured.
+    fn is_safe(&self, url: &Url) -> bool {
+        match url.scheme() {
+            "https" => true,
+            "http" => url_is_loopback(url) || (self.plain_http && self.base.scheme() == "http"),
+            _ => false,
+        }
+    }
+
     /// Meets the challenge of a 401 answer.
     async fn authenticate(&self, response: &Response, what: &str) -> Result<(), Failure> {
         let denied = |reason: &str| {
             Failure::Final(Error::Unauthorized {
                 what: what.to_owned(),
-                registry: self.host.clone(),
+                registry: self.label.clone(),
                 reason: reason.to_owned(),
             })
         };
@@ -203,7 +281,7 @@ impl Repository {
                 Authorization::Basic { username: username.clone(), password: password.clone() }
             }
             (Some(Challenge::Basic), None) => return Err(denied("it wants a name and a password")),
-            (Some(Challenge::Basic), Some(Credentials::Bearer { .. })) => {
+            (Some(Challenge::Basic), Some(Credentials::Bearer { .. } | Credentials::Refresh { .. })) => {
                 return Err(denied("it wants a name and a password, not a token"));
             }
             (None, _) => return Err(denied("it wants an authentication that is not supported")),
@@ -214,22 +292,15 @@ impl Repository {
 
     /// Gets a token from the server that the registry named.
     async fn token(&self, url: Url, what: &str) -> Result<String, Failure> {
-        #[derive(serde::Deserialize)]
-        struct Answer {
-            token: Option<String>,
-            access_token: Option<String>,
-        }
         let denied = |reason: String| {
-            Failure::Final(Error::Unauthorized { what: what.to_owned(), registry: self.host.clone(), reason })
+            Failure::Final(Error::Unauthorized { what: what.to_owned(), registry: self.label.clone(), reason })
         };
         let server = url.host_str().unwrap_or_default().to_owned();
-        if url.scheme() != "https" && !url_is_loopback(&url) {
+        if !self.is_safe(&url) {
             return Err(denied(format!("its token server {server} does not use HTTPS")));
         }
-        let mut request = self.client.get(url);
-        if let Some(Credentials::Basic { username, password }) = &self.credentials {
-            request = request.basic_auth(username, Some(password));
-        }
+        let headers = if url.origin() == self.base.origin() { self.headers.clone() } else { HeaderMap::new() };
+        let request = token::request(&self.client, url, headers, self.credentials.as_ref());
         let response = request.send().await.map_err(|error| passing(&error))?;
         match response.status() {
             status if status.is_success() => {}
@@ -241,10 +312,8 @@ impl Repository {
             }
             status => return Err(denied(format!("its token server {server} answered {status}"))),
         }
-        let answer = body(response, MAX_TOKEN_BYTES, "the token").await?;
-        let answer: Answer = serde_json::from_slice(&answer)
-            .map_err(|_| denied(format!("its token server {server} answered something else than a token")))?;
-        answer.token.or(answer.access_token).ok_or_else(|| denied(format!("its token server {server} gave no token")))
+        let answer = body(response, token::MAX_BYTES, "the token").await?;
+        token::parse(&answer).map_err(|problem| denied(format!("its token server {server} {problem}")))
     }
 
     /// What an answer means that is not a success.
@@ -252,7 +321,7 @@ impl Repository {
         let status = response.status();
         let wait = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
         let wait = wait.map(|seconds| Duration::from_secs(seconds).min(MAX_RETRY_AFTER));
-        let (what, registry) = (what.to_owned(), self.host.clone());
+        let (what, registry) = (what.to_owned(), self.label.clone());
         if is_passing(status) {
             return Failure::Passing { reason: format!("it answered {status}"), wait };
         }
@@ -311,18 +380,6 @@ fn root_cause(error: &dyn std::error::Error) -> String {
         cause = source;
     }
     cause.to_string()
-}
-
-fn redirect_policy() -> redirect::Policy {
-    redirect::Policy::custom(|attempt| {
-        if attempt.previous().len() > MAX_REDIRECTS {
-            return attempt.error("too many redirects");
-        }
-        if attempt.url().scheme() != "https" && !url_is_loopback(attempt.url()) {
-            return attempt.error("it redirects to plain HTTP");
-        }
-        attempt.follow()
-    })
 }
 
 #[cfg(test)]

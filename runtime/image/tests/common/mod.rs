@@ -2,6 +2,8 @@
 
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
+pub mod scripted;
+
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -29,6 +31,8 @@ pub struct Registry {
 pub struct Tls {
     pub certificate: PathBuf,
     pub key: PathBuf,
+    /// Clients must show a certificate of this authority.
+    pub clients: Option<PathBuf>,
 }
 
 impl Registry {
@@ -61,6 +65,9 @@ impl Registry {
             }
             if let Some(tls) = tls {
                 config["http"]["tls"] = json!({"certificate": tls.certificate, "key": tls.key});
+                if let Some(clients) = &tls.clients {
+                    config["http"]["tls"]["clientcas"] = json!([clients]);
+                }
             }
             // JSON is YAML.
             let path = directory.path().join("config.yml");

@@ -77,11 +77,6 @@ pub struct Measure {
 }
 
 impl Measure {
-    /// Bytes of one stream.
-    pub fn of(&self, stream: Stream) -> u64 {
-        if stream == Stream::Stderr { self.stderr } else { self.stdout }
-    }
-
     /// Counts one line, without its newline.
     pub fn add(&mut self, line: &[u8]) {
         self.whole += line.len() as u64 + 1;

@@ -10,60 +10,100 @@ use tokio::net::UnixStream;
 use super::LogFile;
 use super::format::Splitter;
 use crate::agent::Agent;
-use crate::clock;
+use crate::live::Live;
 use crate::vm::Vm;
+use crate::{Error, clock};
 
 /// Most bytes taken from the guest at once.
 const CHUNK_BYTES: usize = 64 * 1024;
 /// Pause before a broken connection or a full disk is tried again.
 const RETRY: Duration = Duration::from_millis(200);
 
-/// Where a stream goes: a log, or nowhere (then it is read and forgotten).
-pub type Sink = Option<Arc<LogFile>>;
+/// Where a stream goes.
+#[derive(Debug, Clone)]
+pub struct Sink {
+    /// The log; without one, output is read and forgotten.
+    pub log: Option<Arc<LogFile>>,
+    /// Attached clients.
+    pub live: Arc<Live>,
+}
 
 /// Runs until the stream has ended and all of it is in the log, or the guest is gone.
-/// `offset` is the first byte that the log does not have yet.
-pub async fn pump(agent: Agent, vm: Arc<Vm>, container_id: String, stream: Stream, sink: Sink, mut offset: u64) {
+pub async fn pump(agent: Agent, vm: Arc<Vm>, container_id: String, stream: Stream, sink: Sink) {
+    let mut place = Progress { durable: sink.log.as_ref().map_or(0, |log| log.offset(stream)), shown: 0 };
+    place.shown = place.durable;
     let header = |offset| Header { container_id: container_id.clone(), exec_id: String::new(), stream, offset };
     loop {
-        let end = match agent.stream(&header(offset)).await {
-            Ok(connection) => transfer(connection, stream, &sink, &mut offset).await,
+        let end = match agent.stream(&header(place.durable)).await {
+            Ok(connection) => transfer(connection, stream, &sink, &mut place).await,
+            Err(Error::OutputGone { start, .. }) if start > place.durable => {
+                // Without a log nothing tells where the last daemon stopped, and nobody minds.
+                if let Some(log) = &sink.log {
+                    let bytes = start - place.durable;
+                    tracing::error!(container = container_id, %stream, bytes, "output is in no log and no longer in the guest");
+                    log.skip(stream, bytes);
+                }
+                place = Progress { durable: start, shown: start.max(place.shown) };
+                continue;
+            }
             Err(error) => Err(std::io::Error::other(error)),
         };
         match end {
-            Ok(()) => return,
+            Ok(()) => break,
             Err(error) if vm.exit().borrow().is_some() => {
                 tracing::debug!(container = container_id, %stream, %error, "stream ended with the guest");
-                return;
+                break;
             }
             Err(error) => {
                 tracing::warn!(container = container_id, %stream, %error, "log stream broke: connecting again");
                 tokio::select! {
-                    _ = vm.wait_exit() => return,
+                    _ = vm.wait_exit() => break,
                     () = tokio::time::sleep(RETRY) => {}
                 }
             }
         }
     }
+    sink.live.end();
+}
+
+/// How far a stream has come.
+#[derive(Debug)]
+struct Progress {
+    /// First byte that the log does not have yet.
+    durable: u64,
+    /// First byte that attached clients were not shown yet.
+    shown: u64,
 }
 
 /// Moves bytes until the end of the stream (`Ok`) or of the connection.
-async fn transfer(mut connection: UnixStream, stream: Stream, sink: &Sink, durable: &mut u64) -> std::io::Result<()> {
+async fn transfer(
+    mut connection: UnixStream,
+    stream: Stream,
+    sink: &Sink,
+    place: &mut Progress,
+) -> std::io::Result<()> {
     let mut splitter = Splitter::new(stream);
-    let mut received = *durable;
+    let mut received = place.durable;
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
         let got = connection.read(&mut chunk).await?;
         let mut lines = Vec::new();
-        match chunk.get(..got) {
-            Some(data) if got > 0 => splitter.push(data, clock::now(), &mut lines),
-            _ => splitter.finish(clock::now(), &mut lines),
+        let data = chunk.get(..got).unwrap_or_default();
+        if data.is_empty() {
+            splitter.finish(clock::now(), &mut lines);
+        } else {
+            splitter.push(data, clock::now(), &mut lines);
+            // After a broken connection some of it comes again.
+            let seen = usize::try_from(place.shown.saturating_sub(received)).unwrap_or(usize::MAX);
+            sink.live.send(data.get(seen..).unwrap_or_default());
         }
         received += got as u64;
-        if let (Some(log), false) = (sink, lines.is_empty()) {
-            append(log, lines).await;
+        place.shown = place.shown.max(received);
+        let durable = received - splitter.held() as u64;
+        if let (Some(log), false) = (&sink.log, lines.is_empty()) {
+            append(log, stream, durable - place.durable, lines).await;
         }
-        *durable = received - splitter.held() as u64;
+        place.durable = durable;
         if got == 0 {
             // The agent may forget the stream now; it is no harm if it no longer listens.
             let _ = connection.write_all(&durable.to_le_bytes()).await;
@@ -75,13 +115,13 @@ async fn transfer(mut connection: UnixStream, stream: Stream, sink: &Sink, durab
 
 /// Appends until the disk takes it: what the guest sent is not dropped because a disk is
 /// full, the container waits instead.
-async fn append(log: &Arc<LogFile>, lines: Vec<u8>) {
+async fn append(log: &Arc<LogFile>, stream: Stream, bytes: u64, lines: Vec<u8>) {
     let lines = Arc::new(lines);
     let mut complained = false;
     loop {
         let (log, lines) = (log.clone(), lines.clone());
         let path = log.path().to_owned();
-        match tokio::task::spawn_blocking(move || log.append(&lines)).await {
+        match tokio::task::spawn_blocking(move || log.append(stream, bytes, &lines)).await {
             Ok(Ok(())) => return,
             Ok(Err(error)) if !complained => {
                 tracing::error!(log = %path.display(), %error, "log cannot be written: its container waits until it can");

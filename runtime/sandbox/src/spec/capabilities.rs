@@ -92,7 +92,7 @@ pub fn build(asked: &Capabilities, privileged: bool) -> Result<LinuxCapabilities
 }
 
 /// The container's capabilities: `ALL` first, then the single names, as Kubernetes does.
-fn set(asked: &Capabilities, privileged: bool) -> Result<HashSet<Capability>> {
+pub fn set(asked: &Capabilities, privileged: bool) -> Result<HashSet<Capability>> {
     let all = |names: &[String]| names.iter().any(|name| name.eq_ignore_ascii_case("ALL"));
     if privileged {
         return Ok(ALL.iter().copied().collect());

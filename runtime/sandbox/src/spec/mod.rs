@@ -5,8 +5,8 @@
 //! a name was given, and the mounts of `resolv.conf`, `hosts` and `hostname`.
 //!
 //! Namespaces: the mount and cgroup namespaces are always the container's own; network,
-//! IPC and UTS are the guest's, which is the pod; process ids are the container's own or,
-//! for [`NamespaceMode::Pod`], the guest's.
+//! IPC and UTS are the guest's, which is the pod. Process ids are the container's own where
+//! the specification lists a namespace for them; the agent is told whose otherwise.
 
 mod capabilities;
 mod mounts;
@@ -14,11 +14,15 @@ mod process;
 mod resources;
 mod seccomp;
 
-use oci_spec::runtime::{LinuxBuilder, LinuxNamespaceBuilder, LinuxNamespaceType, RootBuilder, Spec, SpecBuilder};
+use oci_spec::runtime::{
+    LinuxBuilder, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxSeccomp, RootBuilder, Spec, SpecBuilder,
+};
 
+pub use mounts::Bind;
 pub use process::{ImageDefaults, user};
+pub use resources::build as limits;
 
-use crate::model::{ContainerConfig, NamespaceMode};
+use crate::model::{ContainerConfig, NamespaceMode, Seccomp, Security};
 use crate::{Error, Result};
 
 /// Paths hidden from an ordinary container.
@@ -39,8 +43,16 @@ const MASKED: &[&str] = &[
 /// Paths an ordinary container cannot write.
 const READONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// Builds the specification. `cgroup` is the container's cgroup in the guest.
-pub fn build(config: &ContainerConfig, image: &ImageDefaults, hostname: &str, cgroup: &str) -> Result<Spec> {
+/// Builds the specification. `cgroup` is the container's cgroup in the guest; `binds` are what
+/// its mounts become there.
+pub fn build(
+    config: &ContainerConfig,
+    image: &ImageDefaults,
+    hostname: &str,
+    cgroup: &str,
+    binds: Vec<Bind>,
+) -> Result<Spec> {
+    let own: Vec<_> = config.mounts.iter().zip(binds).collect();
     let security = &config.security;
     let mut namespaces = vec![LinuxNamespaceType::Mount, LinuxNamespaceType::Cgroup];
     if security.pid == NamespaceMode::Container {
@@ -61,20 +73,35 @@ pub fn build(config: &ContainerConfig, image: &ImageDefaults, hostname: &str, cg
         .resources(resources::build(&config.resources, security.privileged)?)
         .masked_paths(paths(&security.masked_paths, MASKED))
         .readonly_paths(paths(&security.readonly_paths, READONLY));
-    if !security.seccomp_unconfined && !security.privileged {
-        linux = linux.seccomp(seccomp::runtime_default().map_err(internal)?);
+    if let Some(filter) = filter(security)? {
+        linux = linux.seccomp(filter);
     }
     let mut spec = SpecBuilder::default()
         .version("1.0.2")
         .root(RootBuilder::default().path("rootfs").readonly(security.readonly_rootfs).build().map_err(internal)?)
         .process(process::build(config, image, hostname)?)
-        .mounts(mounts::build(security.privileged).map_err(internal)?)
+        .mounts(mounts::build(security.privileged, &own).map_err(internal)?)
         .linux(linux.build().map_err(internal)?)
         .build()
         .map_err(internal)?;
     // The host name belongs to the pod, whose UTS namespace the container shares.
     spec.set_hostname(None);
     Ok(spec)
+}
+
+/// The system call filter; none for privileged containers, whatever they ask for.
+fn filter(security: &Security) -> Result<Option<LinuxSeccomp>> {
+    if security.privileged {
+        return Ok(None);
+    }
+    match &security.seccomp {
+        Seccomp::Unconfined => Ok(None),
+        Seccomp::Localhost(path) => seccomp::localhost(path).map(Some),
+        Seccomp::RuntimeDefault => {
+            let capabilities = capabilities::set(&security.capabilities, false)?;
+            seccomp::runtime_default(&capabilities).map(Some).map_err(internal)
+        }
+    }
 }
 
 fn internal(error: oci_spec::OciSpecError) -> Error {
@@ -84,7 +111,6 @@ fn internal(error: oci_spec::OciSpecError) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Security;
 
     fn image() -> ImageDefaults {
         ImageDefaults { entrypoint: vec!["/bin/app".into()], ..ImageDefaults::default() }
@@ -92,13 +118,13 @@ mod tests {
 
     #[test]
     fn an_ordinary_container_is_confined_and_a_privileged_one_is_not() {
-        let plain = build(&ContainerConfig::default(), &image(), "web", "/c/x").unwrap();
+        let plain = build(&ContainerConfig::default(), &image(), "web", "/c/x", Vec::new()).unwrap();
         let linux = plain.linux().as_ref().unwrap();
         assert!(linux.seccomp().is_some());
         assert!(linux.masked_paths().as_ref().unwrap().contains(&"/proc/kcore".to_owned()));
         let security = Security { privileged: true, ..Security::default() };
         let config = ContainerConfig { security, ..ContainerConfig::default() };
-        let privileged = build(&config, &image(), "web", "/c/x").unwrap();
+        let privileged = build(&config, &image(), "web", "/c/x", Vec::new()).unwrap();
         let linux = privileged.linux().as_ref().unwrap();
         assert!(linux.seccomp().is_none());
         assert!(linux.masked_paths().as_ref().unwrap().is_empty());
@@ -106,7 +132,7 @@ mod tests {
 
     #[test]
     fn network_ipc_and_uts_are_the_pods() {
-        let spec = build(&ContainerConfig::default(), &image(), "web", "/c/x").unwrap();
+        let spec = build(&ContainerConfig::default(), &image(), "web", "/c/x", Vec::new()).unwrap();
         let namespaces = spec.linux().as_ref().unwrap().namespaces().as_ref().unwrap();
         let kinds: Vec<_> = namespaces.iter().map(oci_spec::runtime::LinuxNamespace::typ).collect();
         assert_eq!(kinds, [LinuxNamespaceType::Mount, LinuxNamespaceType::Cgroup, LinuxNamespaceType::Pid]);

@@ -1,12 +1,47 @@
-//! The file systems every container has beside its root.
+//! What is mounted in a container beside its root.
 
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{Mount, MountBuilder};
 
-/// Builds the mounts. A privileged container may write to `/sys` and the cgroups.
-pub fn build(privileged: bool) -> Result<Vec<Mount>, OciSpecError> {
+use crate::model::{self, MountAccess, MountSource};
+use crate::volumes;
+
+/// A mount of the container's own, as the guest is to make it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bind {
+    /// In the agent's words: `volumes/NAME` or `images/NAME`.
+    pub source: String,
+    /// Whether the container sees it read-only.
+    pub read_only: bool,
+}
+
+impl Bind {
+    /// What `mounts[index]` of a container becomes, if nothing is known of the host yet.
+    pub fn of(container: &str, index: usize, mount: &model::Mount) -> Self {
+        let name = volumes::name(container, index);
+        match mount.source {
+            MountSource::Host(_) => {
+                Self { source: format!("volumes/{name}"), read_only: mount.access != MountAccess::Write }
+            }
+            MountSource::Image { .. } => Self { source: format!("images/{name}"), read_only: true },
+        }
+    }
+}
+
+/// Builds the mounts: those that every container has, and those of its own, each of which
+/// replaces what would be at its place otherwise. A privileged container may write to `/sys`
+/// and the cgroups.
+pub fn build(privileged: bool, own: &[(&model::Mount, Bind)]) -> Result<Vec<Mount>, OciSpecError> {
     let access = if privileged { "rw" } else { "ro" };
-    [
+    let mount = |destination: &std::path::Path, kind: &str, source: &str, options: &[&str]| {
+        MountBuilder::default()
+            .destination(destination)
+            .typ(kind)
+            .source(source)
+            .options(options.iter().map(ToString::to_string).collect::<Vec<_>>())
+            .build()
+    };
+    let mut mounts = [
         ("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"][..]),
         ("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
         ("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
@@ -17,13 +52,48 @@ pub fn build(privileged: bool) -> Result<Vec<Mount>, OciSpecError> {
         ("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", access]),
     ]
     .into_iter()
-    .map(|(destination, kind, source, options)| {
-        MountBuilder::default()
-            .destination(destination)
-            .typ(kind)
-            .source(source)
-            .options(options.iter().map(ToString::to_string).collect::<Vec<_>>())
-            .build()
-    })
-    .collect()
+    .filter(|(destination, ..)| !own.iter().any(|(mount, _)| mount.container_path.as_os_str() == *destination))
+    .map(|(destination, kind, source, options)| mount(destination.as_ref(), kind, source, options))
+    .collect::<Result<Vec<_>, _>>()?;
+    for (asked, bind) in own {
+        let access = if bind.read_only { "ro" } else { "rw" };
+        mounts.push(mount(&asked.container_path, "bind", &bind.source, &["rbind", "rprivate", access])?);
+    }
+    // What lies in another comes after it, in whatever order they were asked for.
+    mounts.sort_by_key(|mount| mount.destination().components().count());
+    Ok(mounts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Propagation;
+
+    fn asked(path: &str, access: MountAccess) -> model::Mount {
+        model::Mount {
+            container_path: path.into(),
+            source: MountSource::Host("/srv".into()),
+            access,
+            propagation: Propagation::Private,
+        }
+    }
+
+    #[test]
+    fn own_mounts_replace_the_usual_ones_and_parents_come_first() {
+        let asked = [
+            asked("/data/sub", MountAccess::Read),
+            asked("/dev/shm", MountAccess::Write),
+            asked("/data", MountAccess::Write),
+        ];
+        let own: Vec<_> = asked.iter().enumerate().map(|(index, mount)| (mount, Bind::of("c", index, mount))).collect();
+        let mounts = build(false, &own).unwrap();
+        let find = |path: &str| mounts.iter().position(|mount| mount.destination().as_os_str() == path).unwrap();
+        assert!(find("/data") < find("/data/sub") && find("/dev") < find("/dev/shm"));
+        let shm: Vec<_> = mounts.iter().filter(|mount| mount.destination().ends_with("shm")).collect();
+        assert_eq!(shm.len(), 1);
+        assert_eq!(shm[0].source().as_deref(), Some("volumes/c.1".as_ref()));
+        let options = |path: &str| mounts[find(path)].options().clone().unwrap();
+        assert!(options("/data/sub").contains(&"ro".to_owned()));
+        assert!(options("/data").contains(&"rw".to_owned()));
+    }
 }

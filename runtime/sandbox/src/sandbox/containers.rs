@@ -1,0 +1,209 @@
+//! Operations on the containers of a sandbox.
+
+use std::sync::Arc;
+
+use nacelle_proto::agent::v1 as api;
+
+use super::volumes::{self, Volumes};
+use super::{NOT_STARTED, Sandbox, make_directory};
+use crate::clock;
+use crate::container::Container;
+use crate::model::{
+    ContainerConfig, ContainerImages, ContainerState, ExitInfo, Identity, NamespaceMode, SandboxState, Security,
+};
+use crate::record::ContainerRecord;
+use crate::vm::Vm;
+use crate::{Error, Result, signal, spec};
+
+impl Sandbox {
+    /// Makes a container.
+    pub async fn create_container(
+        &self,
+        id: String,
+        config: ContainerConfig,
+        images: ContainerImages,
+        defaults: spec::ImageDefaults,
+        stop_signal: u32,
+    ) -> Result<()> {
+        let vm = self.vm()?;
+        if self.state() != SandboxState::Ready {
+            return Err(Error::GuestGone { id: self.id.clone(), reason: "it is not ready".into() });
+        }
+        let status = self.status();
+        let pid_target = self.pid_target(&config.security)?;
+        if let Some(size) = self.lock().record.size {
+            size.check_cpuset(&config.resources.cpuset_cpus)?;
+        }
+        let hostname = status.config.host_name();
+        // What is wrong with a mount is told before anything is made.
+        let volumes = Volumes::open(&id, &config).await?;
+        let spec = spec::build(&config, &defaults, &hostname, &format!("/pod/{id}"), volumes.binds.clone())?;
+        let spec_json = serde_json::to_vec(&spec).map_err(|e| Error::Internal(e.to_string()))?;
+        let log_path = match (status.config.log_directory.as_str(), config.log_path.as_str()) {
+            ("", _) | (_, "") => String::new(),
+            (directory, path) => std::path::Path::new(directory).join(path).to_string_lossy().into_owned(),
+        };
+        let request = api::CreateContainerRequest {
+            container_id: id.clone(),
+            spec_json,
+            rootfs: None,
+            user: spec::user(&config.security.user, &defaults),
+            stdin: config.stdin,
+            terminal: config.tty,
+            readonly_rootfs: config.security.readonly_rootfs,
+            strict_groups: config.security.user.strict_groups,
+            pid_namespace: pid_namespace(config.security.pid).into(),
+            pid_target,
+            volumes: None,
+            images: Vec::new(),
+            block_devices: Vec::new(),
+        };
+        let record = ContainerRecord {
+            id: id.clone(),
+            sandbox_id: self.id.clone(),
+            config,
+            image_id: images.root.id.clone(),
+            log_path,
+            stop_signal,
+            state: ContainerState::Creating,
+            created_at: clock::now(),
+            started_at: 0,
+            exit: None,
+            slot: None,
+            disks: Vec::new(),
+            log: None,
+            user: None,
+        };
+        make_directory(&self.paths.containers())?;
+        let container = Container::create(self.paths.container(&id), record)?;
+        self.enter(&container);
+        let made = self.build_container(&vm, &container, &images, volumes, request).await;
+        if made.is_err() {
+            if let Err(error) = self.tear_down_container(&container).await {
+                tracing::error!(container = id, %error, "left in the guest until the pod ends");
+            }
+            self.lock().containers.remove(&id);
+            container.forget()?;
+            if container.state() != ContainerState::Creating {
+                self.tell_removed(&id);
+            }
+        }
+        made
+    }
+
+    async fn build_container(
+        &self,
+        vm: &Arc<Vm>,
+        container: &Arc<Container>,
+        images: &ContainerImages,
+        volumes: Volumes,
+        mut request: api::CreateContainerRequest,
+    ) -> Result<()> {
+        let files = images.root.open_rootfs()?;
+        let slot = vm.add_disk(true, files).await?;
+        container.update(|record| record.slot = Some(slot))?;
+        request.rootfs = Some(api::Device { slot: slot.into() });
+        volumes.hand_over(vm, container, images, &mut request).await?;
+        let mut client = self.agent.client();
+        let made = self.agent.call("create the container", client.create_container(request)).await?;
+        container.update(|record| {
+            record.state = ContainerState::Created;
+            record.user = Some(Identity { uid: made.uid, gid: made.gid, groups: made.groups });
+        })
+    }
+
+    /// The id of the container whose process ids another is to see; empty if none is meant.
+    fn pid_target(&self, security: &Security) -> Result<String> {
+        if security.pid != NamespaceMode::Target {
+            return Ok(String::new());
+        }
+        let wanted = security.pid_target.as_str();
+        let fitting: Vec<_> = self.containers().into_iter().filter(|c| c.id.starts_with(wanted)).collect();
+        match fitting.as_slice() {
+            [target] => {
+                target.expect(ContainerState::Running, "show its processes to another")?;
+                Ok(target.id.clone())
+            }
+            [] => Err(Error::ContainerNotFound(wanted.into())),
+            _ => Err(Error::AmbiguousId(wanted.into())),
+        }
+    }
+
+    /// Starts a created container.
+    pub async fn start_container(&self, id: &str) -> Result<()> {
+        let container = self.container(id).ok_or_else(|| Error::ContainerNotFound(id.into()))?;
+        container.expect(ContainerState::Created, "start it")?;
+        let vm = self.vm()?;
+        let log = container.open_log()?;
+        let mut client = self.agent.client();
+        let request = api::StartContainerRequest { container_id: id.into() };
+        let started_at = clock::now();
+        match self.agent.call("start the container", client.start_container(request)).await {
+            Ok(_) => {
+                container.update(|record| {
+                    record.state = ContainerState::Running;
+                    record.started_at = started_at;
+                })?;
+                container.follow(self.agent.clone(), vm, log, self.manager.call_deadline());
+                Ok(())
+            }
+            Err(error) => {
+                container.exited(ExitInfo {
+                    code: NOT_STARTED,
+                    reason: "StartError".into(),
+                    message: error.to_string(),
+                    finished_at: clock::now(),
+                });
+                Err(error)
+            }
+        }
+    }
+
+    /// Removes a container, killing it first if it runs, and returns whether there was one.
+    pub async fn remove_container(&self, id: &str) -> Result<bool> {
+        let Some(container) = self.container(id) else { return Ok(false) };
+        if container.state() == ContainerState::Running {
+            self.signal(id, signal::KILL, true).await?;
+            let ended = tokio::time::timeout(self.manager.call_deadline(), container.wait_exited());
+            ended.await.map_err(|_| Error::Deadline {
+                action: format!("the end of container {id} after SIGKILL"),
+                limit: self.manager.call_deadline(),
+            })?;
+        }
+        if self.state() == SandboxState::Ready {
+            self.tear_down_container(&container).await?;
+        }
+        container.forget()?;
+        self.lock().containers.remove(id);
+        Ok(true)
+    }
+
+    /// Takes a container out of the guest and its disk off the bus.
+    pub(super) async fn tear_down_container(&self, container: &Container) -> Result<()> {
+        let vm = self.vm()?;
+        let mut client = self.agent.client();
+        let request = api::RemoveContainerRequest { container_id: container.id.clone() };
+        self.agent.call("remove the container", client.remove_container(request)).await?;
+        volumes::release(&vm, container).await?;
+        match container.record().slot {
+            Some(slot) => vm.remove_device(slot).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Sends a signal to a container's process, or to all its processes.
+    pub async fn signal(&self, id: &str, signal: u32, all: bool) -> Result<()> {
+        let mut client = self.agent.client();
+        let request = api::SignalRequest { container_id: id.into(), exec_id: String::new(), signal, all };
+        self.agent.call("signal the container", client.signal(request)).await.map(drop)
+    }
+}
+
+/// What the agent calls a mode. A namespace of the container's own is in its specification.
+fn pid_namespace(mode: NamespaceMode) -> api::PidNamespace {
+    match mode {
+        NamespaceMode::Container | NamespaceMode::Node => api::PidNamespace::Guest,
+        NamespaceMode::Pod => api::PidNamespace::Pod,
+        NamespaceMode::Target => api::PidNamespace::Target,
+    }
+}

@@ -1,0 +1,115 @@
+//! A container's volumes: opened, handed to its guest, taken back.
+//!
+//! A volume carries its container's id in its name, so that what a daemon that was killed has
+//! left is found by the container's record.
+
+use std::sync::Arc;
+
+use nacelle_proto::agent::v1 as api;
+
+use crate::container::Container;
+use crate::model::{ContainerConfig, ContainerImages, MountSource};
+use crate::spec::Bind;
+use crate::vm::Vm;
+use crate::volumes::{self, HostVolume};
+use crate::{Error, Result};
+
+/// What a container mounts, open.
+#[derive(Debug)]
+pub struct Volumes {
+    /// What each of the container's mounts becomes in the guest.
+    pub binds: Vec<Bind>,
+    /// Directories and files of the host, by the mount's number.
+    host: Vec<(usize, HostVolume)>,
+    /// Block devices, in the container's order.
+    block: Vec<std::fs::File>,
+}
+
+impl Volumes {
+    /// Opens everything of the host that the container asks for.
+    pub async fn open(id: &str, config: &ContainerConfig) -> Result<Self> {
+        let mut binds: Vec<_> =
+            config.mounts.iter().enumerate().map(|(index, mount)| Bind::of(id, index, mount)).collect();
+        let config = config.clone();
+        // A path may lie on a disk that is slow, or on another host.
+        let open = tokio::task::spawn_blocking(move || {
+            let mut host = Vec::new();
+            for (index, mount) in config.mounts.iter().enumerate() {
+                if let MountSource::Host(path) = &mount.source {
+                    host.push((index, volumes::open_host(index, path, mount.access, mount.propagation)?));
+                }
+            }
+            let block = config.devices.iter().enumerate().map(|(index, device)| volumes::open_block(index, device));
+            Ok::<_, Error>((host, block.collect::<Result<Vec<_>>>()?))
+        });
+        let (host, block) = open.await.map_err(|e| Error::Internal(e.to_string()))??;
+        for (index, volume) in &host {
+            if let Some(bind) = binds.get_mut(*index) {
+                bind.read_only = volume.read_only;
+            }
+        }
+        Ok(Self { binds, host, block })
+    }
+
+    /// Gives them to the guest, and tells the agent of them in `request`.
+    pub async fn hand_over(
+        self,
+        vm: &Vm,
+        container: &Arc<Container>,
+        images: &ContainerImages,
+        request: &mut api::CreateContainerRequest,
+    ) -> Result<()> {
+        if !self.host.is_empty() {
+            // A pod without volumes has no device for them.
+            request.volumes = Some(api::Device { slot: vm.add_fs().await?.into() });
+        }
+        for (index, volume) in self.host {
+            vm.add_volume(volumes::name(&container.id, index), volume.access, volume.file).await?;
+        }
+        let config = container.record().config;
+        for (index, mount) in config.mounts.iter().enumerate() {
+            let MountSource::Image { id, sub_path, .. } = &mount.source else { continue };
+            let image = images.mounted.get(id).ok_or_else(|| Error::Internal(format!("image {id} was not given")))?;
+            let device = add_disk(vm, container, true, image.open_rootfs()?).await?;
+            let name = volumes::name(&container.id, index);
+            request.images.push(api::ImageVolume { name, device: Some(device), sub_path: sub_path.clone() });
+        }
+        for (device, file) in config.devices.iter().zip(self.block) {
+            let disk = add_disk(vm, container, !volumes::writable(device), vec![file]).await?;
+            request.block_devices.push(api::BlockDevice {
+                device: Some(disk),
+                path: device.container_path.to_string_lossy().into_owned(),
+                permissions: device.permissions.clone(),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Adds a disk and keeps its place on record.
+async fn add_disk(
+    vm: &Vm,
+    container: &Arc<Container>,
+    read_only: bool,
+    files: Vec<std::fs::File>,
+) -> Result<api::Device> {
+    let slot = vm.add_disk(read_only, files).await?;
+    container.update(|record| record.disks.push(slot))?;
+    Ok(api::Device { slot: slot.into() })
+}
+
+/// Takes back what a container that the guest no longer has was given.
+pub async fn release(vm: &Vm, container: &Container) -> Result<()> {
+    let record = container.record();
+    for (index, mount) in record.config.mounts.iter().enumerate() {
+        if matches!(mount.source, MountSource::Host(_)) {
+            vm.remove_volume(volumes::name(&container.id, index)).await?;
+        }
+    }
+    for slot in record.disks {
+        vm.remove_device(slot).await?;
+        // So that a removal that fails half way can be tried again.
+        container.update(|record| record.disks.retain(|disk| *disk != slot))?;
+    }
+    Ok(())
+}
