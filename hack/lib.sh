@@ -83,6 +83,12 @@ _apt_install() {
     DEBIAN_FRONTEND=noninteractive apt-get -y -q -o DPkg::Lock::Timeout=600 install --no-install-recommends "$@"
 }
 
+# hardware_virtualisation: whether guests run on this machine itself. A /dev/kvm without the processor's help is emulated
+# in software and cannot run Linux. NACELLE_VMHOST_EMULATE, if set, says no.
+hardware_virtualisation() {
+    [[ -z ${NACELLE_VMHOST_EMULATE:-} && -w /dev/kvm ]] && grep -qE '^flags\s*:.*\s(vmx|svm)(\s|$)' /proc/cpuinfo
+}
+
 # run_shown WHAT LOG EXPECTED COMMAND...: runs COMMAND with its output in the file LOG, and shows that it lives: a
 # percentage when about EXPECTED lines of output are known to come (0: unknown), and the seconds so far. On failure
 # prints the end of the log and returns COMMAND's status.

@@ -17,8 +17,8 @@ use crate::Setting;
 use crate::report::Report;
 
 /// Memory of the guests in MiB, and their processors.
-const MEMORY_MIB: u64 = 256;
-const VCPUS: u8 = 1;
+pub const MEMORY_MIB: u64 = 256;
+pub const VCPUS: u8 = 1;
 /// What the agent writes to the console when asked to.
 const READY: &str = "nacelle-agent: ready";
 
@@ -49,28 +49,11 @@ impl Guest {
     /// Ours.
     pub fn nacelle(setting: &Setting) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("b").tempdir_in("/tmp")?;
-        let path = |name: &str| directory.path().join(name);
-        let config = MachineConfig {
-            id: "bench".into(),
-            kernel: setting.kernel.clone(),
-            initramfs: setting.initramfs.clone(),
-            cmdline: String::new(),
-            memory_mib: MEMORY_MIB,
-            vcpus: VCPUS,
-            vsock: path("vsock"),
-            control: path("control"),
-            console: path("console"),
-        };
-        std::fs::write(path("vmm.json"), serde_json::to_vec(&config)?)?;
+        let (config, mut command) = ours(setting, directory.path())?;
         let port = nacelle_proto::stdio::READY_PORT;
         let listener = UnixListener::bind(MachineConfig::vsock_listener(&config.vsock, port))?;
         let begun = Instant::now();
-        let mut process = Command::new(&setting.nacelle)
-            .args(["vmm", "--config"])
-            .arg(path("vmm.json"))
-            .stdin(Stdio::null())
-            .spawn()
-            .with_context(|| format!("start {}", setting.nacelle.display()))?;
+        let mut process = command.spawn().with_context(|| format!("start {}", setting.nacelle.display()))?;
         let ready = accept(&listener, &mut process, &config.console);
         let ready_after = begun.elapsed().as_secs_f64() * 1e3;
         let guest = Self { process, ready_after, _directory: directory };
@@ -82,17 +65,9 @@ impl Guest {
     pub fn qemu(setting: &Setting) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let begun = Instant::now();
-        let mut process = Command::new("qemu-system-x86_64")
-            .args(["-M", "microvm,x-option-roms=off,pit=off,pic=off,isa-serial=on,rtc=off,acpi=off"])
-            .args(["-enable-kvm", "-cpu", "host", "-nodefaults", "-no-user-config", "-no-reboot"])
-            .args(["-smp", &VCPUS.to_string(), "-m", &MEMORY_MIB.to_string()])
-            .args(["-display", "none", "-serial", "stdio"])
-            .arg("-kernel")
-            .arg(&setting.kernel)
-            .arg("-initrd")
-            .arg(&setting.initramfs)
-            .args(["-append", "console=ttyS0 quiet reboot=t panic=-1 tsc=reliable nacelle.announce=console"])
-            .stdin(Stdio::null())
+        let machine = "microvm,x-option-roms=off,pit=off,pic=off,isa-serial=on,rtc=off,acpi=off";
+        let mut process = peer(setting, machine, "console=ttyS0 nacelle.announce=console")
+            .args(["-serial", "stdio"])
             .stdout(Stdio::piped())
             .spawn()
             .context("start qemu-system-x86_64")?;
@@ -113,6 +88,42 @@ impl Guest {
         }
         Ok(Self { process, ready_after: begun.elapsed().as_secs_f64() * 1e3, _directory: directory })
     }
+}
+
+/// A guest of ours with its files in `directory`, and the command that starts it.
+pub fn ours(setting: &Setting, directory: &Path) -> Result<(MachineConfig, Command)> {
+    let path = |name: &str| directory.join(name);
+    let config = MachineConfig {
+        id: "bench".into(),
+        kernel: setting.kernel.clone(),
+        initramfs: setting.initramfs.clone(),
+        cmdline: String::new(),
+        memory_mib: MEMORY_MIB,
+        vcpus: VCPUS,
+        vsock: path("vsock"),
+        control: path("control"),
+        console: path("console"),
+    };
+    std::fs::write(path("vmm.json"), serde_json::to_vec(&config)?)?;
+    let mut command = Command::new(&setting.nacelle);
+    command.args(["vmm", "--config"]).arg(path("vmm.json")).stdin(Stdio::null());
+    Ok((config, command))
+}
+
+/// What starts a guest of QEMU's with the same kernel, initramfs, memory and processors, and
+/// `words` more on the kernel's command line. Its devices are the caller's to name.
+pub fn peer(setting: &Setting, machine: &str, words: &str) -> Command {
+    let mut command = Command::new("qemu-system-x86_64");
+    command
+        .args(["-M", machine, "-enable-kvm", "-cpu", "host", "-nodefaults", "-no-user-config", "-no-reboot"])
+        .args(["-smp", &VCPUS.to_string(), "-m", &MEMORY_MIB.to_string(), "-display", "none"])
+        .arg("-kernel")
+        .arg(&setting.kernel)
+        .arg("-initrd")
+        .arg(&setting.initramfs)
+        .args(["-append", &format!("quiet reboot=t panic=-1 tsc=reliable {words}")])
+        .stdin(Stdio::null());
+    command
 }
 
 /// Waits for the agent's connection, or for the end of the VMM.

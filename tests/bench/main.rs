@@ -2,8 +2,15 @@
 //! by `hack/bench`, which puts the programs into place.
 
 mod boot;
+mod container;
+mod exec;
+mod fs;
+mod guest;
 mod memory;
+mod net;
+mod pods;
 mod report;
+mod runc;
 mod start;
 
 use std::path::PathBuf;
@@ -13,6 +20,7 @@ use anyhow::{Context, Result, bail};
 use crate::report::Report;
 
 /// Where what is measured lies.
+#[derive(Clone)]
 pub struct Setting {
     /// The `nacelle` program.
     pub nacelle: PathBuf,
@@ -50,8 +58,13 @@ async fn main() -> Result<()> {
         let reports: Vec<Report> = match name.as_str() {
             "boot" => vec![boot::run(&setting)?],
             "start" => vec![start::run(&setting).await?],
+            "exec" => vec![exec::run(setting.rounds).await?],
+            "container" => vec![container::run(setting.rounds).await?],
             "memory" => memory::run(&setting)?,
-            _ => bail!("no benchmark {name:?}: there are boot, start, memory"),
+            "fs" => fs::run(&setting)?,
+            "net" => net::run(&setting)?,
+            "pods" => vec![pods::run(setting.rounds).await?],
+            _ => bail!("no benchmark {name:?}: there are boot, container, exec, fs, memory, net, pods, start"),
         };
         for report in reports {
             report.print(json);

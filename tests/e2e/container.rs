@@ -149,25 +149,3 @@ async fn containers_of_a_pod_do_not_see_each_others_processes_or_files() {
     assert_eq!(client.exec(&second, &["true"]).await.unwrap().exit_code, 0);
     client.remove_pod(&pod).await.unwrap();
 }
-
-#[tokio::test]
-async fn the_default_profile_filters_system_calls_and_privileged_lifts_it() {
-    let (client, pod, _logs) = pod().await;
-    let script = "grep Seccomp: /proc/self/status | tr -d '\\t'; mount -t tmpfs none /mnt && echo mounted";
-    let run = async |privileged: bool| {
-        let mut config = container_config("busybox", &["sh", "-c", script]);
-        config.linux.as_mut().unwrap().security_context.as_mut().unwrap().privileged = privileged;
-        let id = client.create_as(&pod, config).await.unwrap();
-        client.start(&id).await.unwrap();
-        let status = client.wait_exit(&id).await.unwrap();
-        nacelle_tests::client::log_lines(status.log_path).unwrap().into_iter().map(|line| line.1).collect::<Vec<_>>()
-    };
-    let plain = run(false).await;
-    assert!(plain.contains(&"Seccomp:2".to_owned()) && !plain.contains(&"mounted".to_owned()), "{plain:?}");
-    let privileged = run(true).await;
-    assert!(
-        privileged.contains(&"Seccomp:0".to_owned()) && privileged.contains(&"mounted".to_owned()),
-        "{privileged:?}"
-    );
-    client.remove_pod(&pod).await.unwrap();
-}

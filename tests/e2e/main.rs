@@ -5,10 +5,23 @@
 //! own, with directories of its own.
 
 mod container;
+mod events;
 mod faults;
 mod image;
+mod jail;
+mod lists;
 mod logs;
 mod many;
+mod metrics;
+mod mirrors;
+mod network;
 mod pod;
+mod resources;
 mod restart;
+mod security;
 mod start_up;
+mod state;
+mod stats;
+mod streaming;
+mod volumes;
+mod workloads;

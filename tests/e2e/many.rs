@@ -4,13 +4,13 @@ use nacelle_tests::client::Client;
 use nacelle_tests::daemon::Daemon;
 
 #[tokio::test]
-async fn ten_pods_at_once_start_and_stop_with_nothing_lost_and_nothing_left() {
+async fn twenty_pods_at_once_start_and_stop_with_nothing_lost_and_nothing_left() {
     let daemon = Daemon::start("").await.unwrap();
     let client = daemon.client().await;
     client.pull("busybox").await.unwrap();
     let logs = tempfile::tempdir().unwrap();
     let mut tasks = tokio::task::JoinSet::new();
-    for number in 0..10 {
+    for number in 0..20 {
         let (client, logs) = (client.clone(), logs.path().join(number.to_string()));
         tasks.spawn(async move { (number, one(&client, &logs, number).await) });
     }

@@ -10,8 +10,10 @@
 #   format=oci|docker                           whose media types the manifest uses
 #   platform                                    architecture, by Go's names
 #
-# The layout directory also holds two lists for hack/registry, as lines of words: `push` says what to upload in which
-# order, `damage` what to spoil in the registry's storage afterwards.
+# After `image` or `index` it may say `also REPOSITORY:TAG...`: the registry then has the same under these names, too.
+#
+# The layout directory also holds lists for hack/registry, as lines of words: `push` says what to upload in which order,
+# `also` what to upload under further names, `damage` what to spoil in the registry's storage afterwards.
 
 # Newer times are set back to this one, so that a recipe gives the same bytes every time: 2026-01-01.
 EPOCH=1767225600
@@ -22,6 +24,7 @@ recipe_start() {
     mkdir -p "$layout/blobs/sha256" "$work"
     printf '{"imageLayoutVersion":"1.0.0"}\n' >"$layout/oci-layout"
     : >"$layout/push"
+    : >"$layout/also"
     : >"$layout/damage"
     manifests=()
     config_reset
@@ -114,6 +117,16 @@ index() {
     digest=$(store "$work/index")
     printf 'manifest %s %s\n' "$digest" "$media" >>"$layout/push"
     top=$(descriptor "$media" "$digest")
+}
+
+# also REPOSITORY:TAG...: further names of the last image or index.
+also() {
+    local name kind digest media
+    read -r kind digest media < <(tail -n 1 "$layout/push")
+    [[ $kind == manifest ]] || fail "nothing to name yet"
+    for name in "$@"; do
+        printf '%s %s %s %s\n' "${name%:*}" "${name##*:}" "$digest" "$media" >>"$layout/also"
+    done
 }
 
 # recipe_end: names the last image or index `latest`.

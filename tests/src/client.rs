@@ -134,6 +134,20 @@ impl Client {
         Ok(pid.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default().parse()?)
     }
 
+    /// What a container uses.
+    pub async fn stats(&self, id: &str) -> Result<cri::ContainerStats, tonic::Status> {
+        let request = cri::ContainerStatsRequest { container_id: id.into() };
+        let answer = self.runtime.clone().container_stats(request).await?.into_inner();
+        answer.stats.ok_or_else(|| tonic::Status::internal("no stats in the answer"))
+    }
+
+    /// What a pod uses.
+    pub async fn pod_stats(&self, id: &str) -> Result<cri::PodSandboxStats, tonic::Status> {
+        let request = cri::PodSandboxStatsRequest { pod_sandbox_id: id.into() };
+        let answer = self.runtime.clone().pod_sandbox_stats(request).await?.into_inner();
+        answer.stats.ok_or_else(|| tonic::Status::internal("no stats in the answer"))
+    }
+
     /// All pods' ids.
     pub async fn pods(&self) -> Result<Vec<cri::PodSandbox>, tonic::Status> {
         let request = cri::ListPodSandboxRequest { filter: None };
@@ -155,6 +169,14 @@ impl Client {
         let cmd = command.iter().map(ToString::to_string).collect();
         let request = cri::ExecSyncRequest { container_id: id.into(), cmd, timeout };
         self.runtime.clone().exec_sync(request).await.map(tonic::Response::into_inner)
+    }
+
+    /// Runs a shell's script in a container, which must succeed; what it said.
+    pub async fn shell(&self, id: &str, script: &str) -> String {
+        let answer = self.exec(id, &["sh", "-c", script]).await.expect("the call to work");
+        let (stdout, stderr) = (String::from_utf8_lossy(&answer.stdout), String::from_utf8_lossy(&answer.stderr));
+        assert_eq!(answer.exit_code, 0, "{script}: {stdout} {stderr}");
+        stdout.trim().to_owned()
     }
 
     /// Waits until a container has ended.

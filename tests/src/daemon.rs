@@ -24,12 +24,32 @@ impl Daemon {
         Ok(daemon)
     }
 
-    /// One that is not started yet.
+    /// One that is not started yet, whose pods have no network.
     pub fn configured(extra: &str) -> Result<Self> {
+        Self::with(|_| format!("network.cni = \"off\"\n{extra}"))
+    }
+
+    /// One that is not started yet, whose pods join the networks in its directory `cni`. It
+    /// looks for plugins in its directory `plugins`, and then where they are installed.
+    pub fn networked(extra: &str) -> Result<Self> {
+        let daemon = Self::with(|path| {
+            format!(
+                "network.conf_directory = \"{path}/cni\"\nnetwork.netns_directory = \"{path}/netns\"\n\
+                 network.plugin_directories = [\"{path}/plugins\", \"/usr/lib/cni\"]\n{extra}"
+            )
+        })?;
+        for name in ["cni", "plugins"] {
+            std::fs::create_dir(daemon.path().join(name))?;
+        }
+        Ok(daemon)
+    }
+
+    fn with(keys: impl FnOnce(std::path::Display<'_>) -> String) -> Result<Self> {
         // Unix sockets want short paths.
         let directory = tempfile::Builder::new().prefix("n").rand_bytes(4).tempdir_in("/tmp")?;
         let path = directory.path().display();
-        let config = format!("socket = \"{path}/cri.sock\"\nroot = \"{path}/root\"\nrun = \"{path}/r\"\n{extra}\n");
+        let own = format!("socket = \"{path}/cri.sock\"\nroot = \"{path}/root\"\nrun = \"{path}/r\"\n");
+        let config = format!("{own}{}\n", keys(directory.path().display()));
         std::fs::write(directory.path().join("config.toml"), config)?;
         Ok(Self { child: None, directory })
     }
@@ -113,7 +133,15 @@ impl Daemon {
 
     /// What is left of pods under its directories.
     pub fn leftovers(&self) -> Vec<String> {
-        host::leftovers(&self.directory.path().join("root"), &self.directory.path().join("r"))
+        let mut found = host::leftovers(&self.directory.path().join("root"), &self.directory.path().join("r"));
+        found.extend(self.netns().into_iter().map(|path| path.display().to_string()));
+        found
+    }
+
+    /// The network namespaces of its pods.
+    pub fn netns(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.directory.path().join("netns")).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect()
     }
 }
 
@@ -124,6 +152,9 @@ impl Drop for Daemon {
             if let Some(pid) = rustix::process::Pid::from_raw(pid) {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
+        }
+        for netns in self.netns() {
+            let _ = rustix::mount::unmount(netns, rustix::mount::UnmountFlags::DETACH);
         }
     }
 }

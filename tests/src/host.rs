@@ -62,8 +62,8 @@ pub fn inventory() -> Vec<String> {
     let run = Path::new("/run/nacelle");
     let mut found = leftovers(Path::new("/var/lib/nacelle"), run);
     found.extend(network_namespaces().into_iter().map(|namespace| format!("network namespace {namespace}")));
-    for entry in std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten() {
-        found.push(format!("network device {}", entry.file_name().to_string_lossy()));
+    for name in std::fs::read_to_string("/proc/net/dev").expect("/proc/net/dev").lines().skip(2) {
+        found.push(format!("network device {}", name.split(':').next().unwrap_or_default().trim()));
     }
     for mount in std::fs::read_to_string("/proc/mounts").expect("/proc/mounts").lines() {
         found.push(format!("mount {mount}"));

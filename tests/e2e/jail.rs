@@ -1,0 +1,63 @@
+//! What the VMM of a pod can reach of its host, as the host's kernel tells it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use nacelle_proto::runtime::v1 as cri;
+use nacelle_tests::client::{Client, container_config};
+
+/// CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, SETGID, SETUID and SETFCAP.
+const CAPABILITIES: &str = "00000000800000df";
+
+#[tokio::test]
+async fn a_vmm_reaches_nothing_of_its_host_but_what_its_guest_needs() {
+    let client = Client::node().await;
+    client.pull("busybox").await.unwrap();
+    let (logs, volume) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let pod = client.run_pod(logs.path()).await.unwrap();
+    // With a volume there are threads that serve it.
+    let mut config = container_config("busybox", &["sleep", "100000"]);
+    config.mounts = vec![cri::Mount {
+        container_path: "/data".into(),
+        host_path: volume.path().display().to_string(),
+        ..Default::default()
+    }];
+    let container = client.create_as(&pod, config).await.unwrap();
+    client.start(&container).await.unwrap();
+    client.shell(&container, "echo there >/data/file").await;
+    assert_eq!(fs::read_to_string(volume.path().join("file")).unwrap(), "there\n");
+
+    let process = PathBuf::from(format!("/proc/{}", client.vmm_pid(&pod).await.unwrap()));
+    let mut threads = 0;
+    for thread in fs::read_dir(process.join("task")).unwrap() {
+        let status = fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim();
+        for set in ["CapPrm:", "CapBnd:"] {
+            assert_eq!(field(set), CAPABILITIES, "{set} of {status}");
+        }
+        assert_eq!((field("NoNewPrivs:"), field("Seccomp:")), ("1", "2"), "{status}");
+        threads += 1;
+    }
+    assert!(threads >= 3, "the event loop, a processor and a thread for volumes");
+
+    for namespace in ["mnt", "net", "ipc", "uts"] {
+        let link = |process: &Path| fs::read_link(process.join("ns").join(namespace)).unwrap();
+        assert_ne!(link(&process), link("/proc/self".as_ref()), "{namespace}");
+    }
+    let root = process.join("root");
+    assert_eq!(names(&root), ["dev", "proc", "run", "usr"]);
+    assert_eq!(names(&root.join("dev")), ["kvm"]);
+    assert_eq!(names(&root.join("proc/self")), ["fd"]);
+    assert_eq!(names(&root.join("run/nacelle/pods")), [pod.as_str()]);
+    assert_eq!(names(&root.join("usr/lib/nacelle")), ["initramfs.cpio", "vmlinux"]);
+    let written = fs::write(root.join("etc"), "");
+    assert_eq!(written.unwrap_err().kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    client.remove_pod(&pod).await.unwrap();
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}

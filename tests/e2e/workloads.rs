@@ -1,0 +1,151 @@
+//! Programs that people run, from Debian's packages, as their images start them.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Instant;
+
+use nacelle_proto::runtime::v1 as cri;
+
+use nacelle_tests::client::{Client, container_config, limit, log_lines};
+
+/// A pod with one container that runs what the image says.
+struct Service {
+    client: Client,
+    pod: String,
+    container: String,
+    _logs: tempfile::TempDir,
+}
+
+impl Service {
+    async fn start(image: &str) -> Self {
+        Self::start_with(image, &[]).await
+    }
+
+    /// The same, with another command where there is one.
+    async fn start_with(image: &str, command: &[&str]) -> Self {
+        let client = Client::node().await;
+        client.pull(image).await.unwrap();
+        let logs = tempfile::tempdir().unwrap();
+        let pod = client.run_pod(logs.path()).await.unwrap();
+        let container = client.create_as(&pod, container_config(image, command)).await.unwrap();
+        client.start(&container).await.unwrap();
+        Self { client, pod, container, _logs: logs }
+    }
+
+    /// Runs a command in the container; its exit code and what it wrote.
+    async fn run(&self, command: &[&str]) -> (i32, String) {
+        let answer = self.client.exec(&self.container, command).await.unwrap();
+        let text = [answer.stdout, answer.stderr].concat();
+        (answer.exit_code, String::from_utf8_lossy(&text).trim().to_owned())
+    }
+
+    /// Runs a command that must succeed.
+    async fn output(&self, command: &[&str]) -> String {
+        let (code, text) = self.run(command).await;
+        assert_eq!(code, 0, "{command:?}: {text}");
+        text
+    }
+
+    /// Runs a command until it succeeds: a server needs a while to be there.
+    async fn until(&self, command: &[&str]) -> String {
+        let deadline = Instant::now() + limit(30);
+        loop {
+            let (code, text) = self.run(command).await;
+            if code == 0 {
+                return text;
+            }
+            let status = self.client.status(&self.container).await.unwrap();
+            assert_eq!(status.state(), cri::ContainerState::ContainerRunning, "{:?}", self.log().await);
+            assert!(Instant::now() < deadline, "{command:?}: {text}; {:?}", self.log().await);
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        }
+    }
+
+    async fn log(&self) -> Vec<String> {
+        let status = self.client.status(&self.container).await.unwrap();
+        log_lines(status.log_path).unwrap().into_iter().map(|line| line.1).collect()
+    }
+
+    /// The pod's address with a port.
+    async fn address(&self, port: u16) -> SocketAddr {
+        let ip = self.client.pod_status(&self.pod).await.unwrap().network.unwrap().ip;
+        SocketAddr::new(ip.parse().unwrap(), port)
+    }
+
+    /// Stops the container as the kubelet does; its exit code. The pod goes.
+    async fn stop(self) -> i32 {
+        self.client.stop(&self.container, i64::try_from(limit(30).as_secs()).unwrap()).await.unwrap();
+        let code = self.client.status(&self.container).await.unwrap().exit_code;
+        self.client.remove_pod(&self.pod).await.unwrap();
+        code
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nginx_serves_and_quits_in_peace() {
+    let service = Service::start("nginx").await;
+    service.until(&["sh", "-c", "pgrep -f '^nginx: worker'"]).await;
+    let address = service.address(80).await;
+    let get = move || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect_timeout(&address, limit(10))?;
+        stream.set_read_timeout(Some(limit(20)))?;
+        stream.write_all(b"GET / HTTP/1.0\r\nUser-Agent: a browser\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).map(|_| answer)
+    };
+    let answers: Vec<_> = (0..20).map(|_| std::thread::spawn(get)).collect();
+    for answer in answers {
+        let answer = answer.join().unwrap().unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("Welcome to nginx!"), "{answer}");
+    }
+    let container = service.container.clone();
+    let client = service.client.clone();
+    assert_eq!(service.stop().await, 0, "SIGQUIT, the image's signal, lets it finish");
+    assert!(client.status(&container).await.is_err(), "removed with its pod");
+}
+
+#[tokio::test]
+async fn redis_keeps_what_it_is_given() {
+    let service = Service::start("redis").await;
+    assert_eq!(service.until(&["redis-cli", "ping"]).await, "PONG");
+    service.output(&["redis-cli", "set", "colour", "blue"]).await;
+    assert_eq!(service.output(&["redis-cli", "get", "colour"]).await, "blue");
+    let many = "for n in $(seq 1 300); do echo \"set key:$n value:$n\"; done | redis-cli | grep -c OK";
+    assert_eq!(service.output(&["bash", "-c", many]).await, "300");
+    assert_eq!(service.output(&["redis-cli", "dbsize"]).await, "301");
+    assert_eq!(service.output(&["id", "-un"]).await, "redis", "the image's user");
+    assert!(service.log().await.iter().any(|line| line.contains("Ready to accept connections")));
+    assert_eq!(service.stop().await, 0);
+}
+
+#[tokio::test]
+async fn postgres_makes_a_database_and_survives_its_clients() {
+    let service = Service::start("postgres").await;
+    service.until(&["psql", "-d", "postgres", "-c", "select 1"]).await;
+    service.output(&["pgbench", "--initialize", "--quiet", "postgres"]).await;
+    let report = service.output(&["pgbench", "--client", "4", "--transactions", "10", "postgres"]).await;
+    assert!(report.contains("number of transactions actually processed: 40/40"), "{report}");
+    let query = "select (select sum(delta) from pgbench_history) = (select sum(tbalance) from pgbench_tellers)";
+    assert_eq!(service.output(&["psql", "-d", "postgres", "-At", "-c", query]).await, "t", "what was paid has arrived");
+    assert_eq!(service.stop().await, 0, "SIGINT, the image's signal, is a fast shutdown");
+}
+
+#[tokio::test]
+async fn python_uses_threads_processes_and_sockets() {
+    let script = "
+import concurrent.futures as f, multiprocessing as m, socket, ssl, sqlite3, threading
+def square(n): return n * n
+if __name__ == '__main__':
+    with f.ThreadPoolExecutor(4) as pool: assert sum(pool.map(square, range(100))) == 328350
+    with m.get_context('fork').Pool(2) as pool: assert sum(pool.map(square, range(100))) == 328350
+    server = socket.create_server(('127.0.0.1', 0))
+    threading.Thread(target=lambda: server.accept()[0].sendall(b'hello'), daemon=True).start()
+    assert socket.create_connection(server.getsockname()).recv(5) == b'hello'
+    db = sqlite3.connect('/tmp/db'); db.execute('create table t (n)')
+    db.executemany('insert into t values (?)', [(n,) for n in range(1000)]); db.commit()
+    print(db.execute('select sum(n) from t').fetchone()[0])
+";
+    let service = Service::start_with("debian", &["sleep", "100000"]).await;
+    assert_eq!(service.output(&["python3", "-c", script]).await, "499500");
+    service.stop().await;
+}
