@@ -181,7 +181,7 @@ impl Client {
 
     /// Waits until a container has ended.
     pub async fn wait_exit(&self, id: &str) -> Result<cri::ContainerStatus> {
-        let deadline = tokio::time::Instant::now() + limit(30);
+        let deadline = tokio::time::Instant::now() + limit(60);
         loop {
             let status = self.status(id).await?;
             if status.state() == cri::ContainerState::ContainerExited {
