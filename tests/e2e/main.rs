@@ -4,6 +4,9 @@
 //! node's daemon and run side by side; tests that break things start a daemon of their
 //! own, with directories of its own.
 
+// In helpers too, which clippy does not take for tests.
+#![allow(clippy::unwrap_used)]
+
 mod container;
 mod events;
 mod faults;

@@ -175,7 +175,7 @@ async fn what_has_ended_uses_nothing() {
     listed.sort();
     assert_eq!(listed, both);
     client.stop(&ends, 0).await.unwrap();
-    assert_eq!(list().await, [stays.clone()]);
+    assert_eq!(list().await, std::slice::from_ref(&stays));
     let error = client.stats(&ends).await.unwrap_err();
     assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
     assert!(error.message().contains(&ends), "{error}");
@@ -205,7 +205,7 @@ async fn a_guest_that_does_not_answer_is_left_out_of_the_lists() {
     let request = cri::ListPodSandboxStatsRequest::default();
     let stats = client.runtime.clone().list_pod_sandbox_stats(request).await.unwrap().into_inner().stats;
     let ids: Vec<_> = stats.into_iter().map(|stats| stats.attributes.unwrap().id).collect();
-    assert_eq!(ids, [other.clone()]);
+    assert_eq!(ids, std::slice::from_ref(&other));
     let error = client.pod_stats(&stuck).await.unwrap_err();
     assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
     assert!(daemon.log().contains(&format!("sandbox=\"{stuck}\"")), "{}", daemon.log());
