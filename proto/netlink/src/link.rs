@@ -1,6 +1,7 @@
 //! Interfaces as such: name, state, MTU, hardware address.
 
 use std::fmt;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::str::FromStr;
 
 use netlink_packet_route::RouteNetlinkMessage;
@@ -116,6 +117,18 @@ impl Netlink {
         let mut message = of(link);
         message.attributes.push(LinkAttribute::IfName(name.into()));
         let action = format!("rename {} to {name}", link.name);
+        self.request(&action, RouteNetlinkMessage::SetLink(message), 0)
+    }
+
+    /// Moves an interface to another network namespace, where it is down and has nothing
+    /// configured on it. Its name must be free there.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn move_to(&mut self, link: &Link, namespace: BorrowedFd<'_>) -> Result<()> {
+        let mut message = of(link);
+        message.attributes.push(LinkAttribute::NetNsFd(namespace.as_raw_fd()));
+        let action = format!("move {} to another network namespace", link.name);
         self.request(&action, RouteNetlinkMessage::SetLink(message), 0)
     }
 
