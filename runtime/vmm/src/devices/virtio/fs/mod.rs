@@ -16,6 +16,7 @@
 //! * `workers`: the threads. A disk that is slow makes nobody wait but who reads from it: the
 //!   event loop never sees a request.
 //! * `device`: registers and the life of the threads.
+//! * `init`: what the crate does not know yet of the first request.
 //!
 //! # What the guest caches
 //!
@@ -23,6 +24,13 @@
 //! link of a ConfigMap) is seen about as fast. The content of a file for as long as its time
 //! of modification and its size stay the same. Writes go through: what a process has written
 //! is on the host when `write` returns.
+//!
+//! # Whose files they are
+//!
+//! Ids are the same on both sides. In its own mounts the guest may map them (to a pod's user
+//! namespace, say), and `init` tells it so: it then maps what it is told and what it says, and
+//! names a user in requests that make a file only. No other request is served in anybody's
+//! name.
 //!
 //! # What a guest cannot do
 //!
@@ -37,6 +45,7 @@ mod credentials;
 mod device;
 mod directory;
 mod handles;
+mod init;
 mod metrics;
 mod nodes;
 mod passthrough;

@@ -22,10 +22,10 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use vm_memory::{ByteValued, Bytes, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::credentials;
 use super::metrics::FsMetrics;
 use super::passthrough::Passthrough;
 use super::volumes::Volumes;
+use super::{credentials, init};
 use crate::devices::virtio::device::{DeviceError, Interrupt};
 use crate::devices::virtio::ring::{AvailableChain, Ring};
 use crate::devices::virtio::wake::Wake;
@@ -242,6 +242,9 @@ impl Shared {
             if let (Ok(reader), Ok(writer)) = (reader, writer)
                 && let Ok(written) = self.server.handle_message(reader, writer.into(), None, None)
             {
+                if header.opcode == Opcode::Init as u32 {
+                    init::allow_mapped_mounts(&self.memory, &chain, written);
+                }
                 return u32::try_from(written).unwrap_or(u32::MAX);
             }
         }

@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fuse_backend_rs::abi::fuse_abi::{ForgetIn, InHeader, Opcode};
+use fuse_backend_rs::abi::fuse_abi::{ForgetIn, InHeader, InitIn, Opcode};
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 
 use super::guest::{Guest, PATIENCE, ROOT, directory, held};
@@ -135,4 +135,21 @@ fn a_reset_ends_the_threads_and_a_driver_may_begin_anew() {
     guest.fs.activate(activation(&guest.memory, &queues, FEATURES, &interrupt)).unwrap();
     guest.walk("data/sub/empty").expect("volumes outlive the driver");
     assert!(interrupt.take(1) > 0);
+}
+
+#[test]
+fn mounts_may_map_ids_if_the_guest_can() {
+    let answer = |flags: u32, flags2: u32| {
+        let mut body = Vec::from(InitIn { major: 7, minor: 41, max_readahead: 0, flags }.as_slice());
+        body.extend_from_slice(&flags2.to_ne_bytes());
+        body.extend_from_slice(&[0; 44]);
+        let data = Guest::raw().call(Opcode::Init, 0, &body).unwrap();
+        // Of fuse_init_out, whose `flags` come after three words and `flags2` after eight.
+        [12, 32].map(|at| u32::from_ne_bytes(data[at..at + 4].try_into().unwrap()))
+    };
+    let (extended, mapped) = (1 << 30, 1 << 8);
+    let [flags, flags2] = answer(!0, !0);
+    assert_eq!((flags & extended, flags2), (extended, mapped));
+    assert_eq!(answer(!0, !mapped)[1], 0, "nothing that was not offered");
+    assert_eq!(answer(!extended, !0)[1], 0, "what follows is no flags");
 }
