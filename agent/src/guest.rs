@@ -54,7 +54,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
         Some((calls, streams)) => {
             // Not before it is needed: until a call has made a pod, nobody comes here.
             let forwards = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, PORT_FORWARD_PORT))?;
-            tokio::spawn(port_forward::accept(from_host(forwards)));
+            tokio::spawn(port_forward::accept(agent.clone(), from_host(forwards)));
             server::serve(agent, from_host(calls), from_host(streams), asked).await
         }
         None => {

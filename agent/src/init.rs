@@ -123,7 +123,8 @@ fn prepare_cgroups() -> Result<()> {
     Ok(())
 }
 
-fn bring_up_loopback() -> io::Result<()> {
+/// Brings up the loopback interface of the calling thread's network namespace.
+pub fn bring_up_loopback() -> io::Result<()> {
     use std::os::fd::AsRawFd;
     let socket = std::net::UdpSocket::bind(("0.0.0.0", 0))?;
     // SAFETY: an interface request of zeros is a valid one, of no name and no flags.

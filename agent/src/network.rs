@@ -3,11 +3,12 @@
 use std::fs;
 use std::net::IpAddr;
 
-use nacelle_netlink::{Address, Interface, Mac, Neighbour, Netlink, Route, Scope};
+use nacelle_netlink::{Address, Interface, Link, Mac, Neighbour, Netlink, Route, Scope};
 use nacelle_proto::agent::v1 as api;
 
 use crate::agent::Agent;
 use crate::error::{Error, Result};
+use crate::namespaces::PodNamespaces;
 
 /// The longest name of an interface in bytes.
 const NAME_LIMIT: usize = 15;
@@ -20,18 +21,67 @@ impl Agent {
         if wanted.is_empty() {
             return Ok(());
         }
+        match self.sandbox.namespaces() {
+            None => {
+                let mut netlink = Netlink::open()?;
+                for (slot, interface) in &wanted {
+                    let link = self.find_interface(&mut netlink, *slot)?;
+                    configure(&mut netlink, &link, interface)?;
+                }
+                Ok(())
+            }
+            Some(namespaces) => {
+                self.move_interfaces(namespaces, &wanted)?;
+                let moved = namespaces.interfaces().clone();
+                namespaces.inside(|| configure_moved(&moved, &wanted))?
+            }
+        }
+    }
+
+    /// The interface in `slot`, which is in the guest's own network namespace.
+    fn find_interface(&self, netlink: &mut Netlink, slot: u32) -> Result<Link> {
+        let name = self.bus.network_interface(slot)?;
+        let found = netlink.links()?.into_iter().find(|link| link.name == name);
+        found.filter(|link| link.mac.is_some()).ok_or_else(|| gone(slot))
+    }
+
+    /// Moves the interfaces into the pod's network namespace that are not there yet.
+    fn move_interfaces(&self, namespaces: &PodNamespaces, wanted: &[(u32, Interface)]) -> Result<()> {
+        let mut moved = namespaces.interfaces();
         let mut netlink = Netlink::open()?;
-        for (slot, mut interface) in wanted {
-            let name = self.bus.network_interface(slot)?;
-            // Whoever gave the addresses out knows that nobody else has them.
-            let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/accept_dad"), "0");
-            let missing = || Error::Device { kind: "network interface", slot, reason: format!("{name} has gone") };
-            let link = netlink.links()?.into_iter().find(|link| link.name == name).ok_or_else(missing)?;
-            interface.mac = link.mac.ok_or_else(missing)?;
-            netlink.configure(&link, &interface)?;
+        for (slot, _) in wanted {
+            if moved.iter().any(|(there, _)| there == slot) {
+                continue;
+            }
+            let link = self.find_interface(&mut netlink, *slot)?;
+            netlink.move_to(&link, namespaces.network())?;
+            moved.push((*slot, link.mac.unwrap_or_default()));
         }
         Ok(())
     }
+}
+
+/// In the pod's network namespace.
+fn configure_moved(moved: &[(u32, Mac)], wanted: &[(u32, Interface)]) -> Result<()> {
+    let mut netlink = Netlink::open()?;
+    for (slot, interface) in wanted {
+        let mac = moved.iter().find(|(there, _)| there == slot).map(|(_, mac)| *mac);
+        let link = netlink.links()?.into_iter().find(|link| link.mac.is_some() && link.mac == mac);
+        configure(&mut netlink, &link.ok_or_else(|| gone(*slot))?, interface)?;
+    }
+    Ok(())
+}
+
+/// Makes an interface of the calling thread's network namespace what it is to be.
+fn configure(netlink: &mut Netlink, link: &Link, wanted: &Interface) -> Result<()> {
+    // Whoever gave the addresses out knows that nobody else has them.
+    let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{}/accept_dad", link.name), "0");
+    let wanted = Interface { mac: link.mac.unwrap_or_default(), ..wanted.clone() };
+    Ok(netlink.configure(link, &wanted)?)
+}
+
+fn gone(slot: u32) -> Error {
+    Error::Device { kind: "network interface", slot, reason: "it has gone".into() }
 }
 
 fn parse(interface: &api::NetworkInterface) -> Result<(u32, Interface)> {

@@ -52,6 +52,16 @@ impl Paths {
         self.run.join("volumes")
     }
 
+    /// The files that stand for the namespaces of a pod with a user namespace.
+    pub fn namespaces(&self) -> PathBuf {
+        self.run.join("namespaces")
+    }
+
+    /// Device files for containers that may not make any, where they work.
+    pub fn devices(&self) -> PathBuf {
+        self.run.join("devices")
+    }
+
     /// The upper layer and overlay work directory of one container.
     pub fn upper(&self, id: &str) -> PathBuf {
         self.scratch().join("containers").join(id)

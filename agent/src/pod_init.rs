@@ -5,6 +5,9 @@
 //! does nothing but exist: what is orphaned becomes its child and is reaped by the kernel
 //! at once. It stands in an empty mount namespace, so that nobody comes from its /proc
 //! entry to the guest's files.
+//!
+//! Where the pod has a user namespace, the same process is the first in that, too, and there
+//! from the start: see [`crate::namespaces`].
 
 use std::convert::Infallible;
 use std::ffi::{CStr, CString};
@@ -27,6 +30,8 @@ use crate::paths::Paths;
 pub const ARGUMENT: &str = "pod-init";
 /// Written to standard output when it is in its place.
 const READY: &[u8] = b"r";
+/// Written to it when it may go there.
+const GO: &[u8] = b"g";
 
 /// The pod's PID namespace, which is made when it is first asked for.
 #[derive(Debug, Default)]
@@ -42,7 +47,8 @@ impl PodPids {
         let pid = match *init {
             Some(pid) => pid,
             None => {
-                let pid = spawn(paths).map_err(Error::system("start process 1 of the pod"))?;
+                let pid = spawn(paths, libc::CLONE_NEWPID, |_| Ok(()));
+                let pid = pid.map_err(Error::system("start process 1 of the pod"))?;
                 *init = Some(pid);
                 pid
             }
@@ -56,30 +62,37 @@ pub fn namespace_of(pid: i32) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}/ns/pid"))
 }
 
-/// Starts process 1 of a new PID namespace, as a child of this process, and waits until it
-/// is in its place.
-fn spawn(paths: &Paths) -> io::Result<i32> {
+/// Starts a process in new namespaces (`CLONE_NEW…`), a PID namespace's process 1 among
+/// them, as a child of this process. It does nothing before `prepare` has been called with
+/// its id, and is in its place when this returns. Blocks, for as long as a program takes to
+/// start.
+pub fn spawn(paths: &Paths, namespaces: libc::c_int, prepare: impl FnOnce(i32) -> io::Result<()>) -> io::Result<i32> {
     let program = CString::new(paths.executable.as_os_str().as_bytes())?;
     let argument = CString::new(ARGUMENT)?;
     let words = [program.as_ptr(), argument.as_ptr(), std::ptr::null()];
     let environment = [std::ptr::null::<libc::c_char>()];
     let null = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     let (ready, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    let flags = libc::CLONE_NEWPID | libc::SIGCHLD;
-    // SAFETY: like fork, but into a new PID namespace: the child has a copy of everything
-    // and, until it executes, only makes system calls on memory prepared above.
+    let (wait, go) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let flags = namespaces | libc::SIGCHLD;
+    // SAFETY: like fork, but into new namespaces: the child has a copy of everything and,
+    // until it executes, only makes system calls on memory prepared above.
     let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
     match pid {
         0 => {
             // SAFETY: system calls on descriptors that are open, on strings that end with
             // NUL and on lists that end with null; on failure the copy ends.
-            unsafe { become_init(&null, &theirs, &program, &words, &environment) }
+            unsafe { become_init(&null, [&wait, &go], &theirs, &program, &words, &environment) }
         }
         pid if pid > 0 => {
-            drop(theirs);
+            drop((theirs, wait));
+            let pid = i32::try_from(pid).map_err(io::Error::other)?;
+            // If that fails, the child sees the pipe end and ends, too.
+            prepare(pid)?;
+            rustix::io::write(&go, GO)?;
             let mut byte = [0; 1];
             match rustix::io::read(&ready, &mut byte)? {
-                1 => i32::try_from(pid).map_err(io::Error::other),
+                1 => Ok(pid),
                 _ => Err(io::Error::other("it ended before it was in its place")),
             }
         }
@@ -93,6 +106,7 @@ fn spawn(paths: &Paths) -> io::Result<i32> {
 /// `words` and `environment` must end with null and hold pointers to strings.
 unsafe fn become_init(
     null: &OwnedFd,
+    [wait, go]: [&OwnedFd; 2],
     ready: &OwnedFd,
     program: &CStr,
     words: &[*const libc::c_char],
@@ -100,6 +114,16 @@ unsafe fn become_init(
 ) -> ! {
     // SAFETY: as the caller promises; the calls keep no pointer.
     unsafe {
+        // Its own copy would keep the pipe from ending.
+        libc::close(go.as_raw_fd());
+        let mut byte = 0_u8;
+        if libc::read(wait.as_raw_fd(), (&raw mut byte).cast(), 1) != 1 {
+            libc::_exit(126);
+        }
+        // In a user namespace it is nobody until it takes the ids that are mapped by now. By
+        // system calls: the C library would look for threads, which this copy does not have.
+        libc::syscall(libc::SYS_setresgid, 0, 0, 0);
+        libc::syscall(libc::SYS_setresuid, 0, 0, 0);
         libc::dup2(null.as_raw_fd(), libc::STDIN_FILENO);
         libc::dup2(ready.as_raw_fd(), libc::STDOUT_FILENO);
         libc::dup2(null.as_raw_fd(), libc::STDERR_FILENO);

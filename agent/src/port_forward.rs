@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::future::Future;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,12 +12,13 @@ use nacelle_proto::port_forward::{Header, LINE_LIMIT, Reply};
 use tokio::io::{
     AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, Interest, copy, split,
 };
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_stream::{Stream, StreamExt};
 use tokio_vsock::VsockStream;
 
+use crate::agent::Agent;
 use crate::fd;
 
 /// Connections at a time; more wait to be accepted.
@@ -26,7 +27,7 @@ const LIMIT: usize = 1024;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Serves the connections that the host makes, for ever.
-pub async fn accept(mut connections: impl Stream<Item = io::Result<VsockStream>> + Unpin) {
+pub async fn accept(agent: Arc<Agent>, mut connections: impl Stream<Item = io::Result<VsockStream>> + Unpin) {
     let places = Arc::new(Semaphore::new(LIMIT));
     while let Ok(place) = places.clone().acquire_owned().await
         && let Some(accepted) = connections.next().await
@@ -34,10 +35,13 @@ pub async fn accept(mut connections: impl Stream<Item = io::Result<VsockStream>>
         let watched =
             accepted.and_then(|stream| stream.as_fd().try_clone_to_owned().map(|fd| (stream, File::from(fd))));
         match watched {
-            Ok((stream, file)) => drop(tokio::spawn(async move {
-                serve(stream, hung_up(file)).await;
-                drop(place);
-            })),
+            Ok((stream, file)) => {
+                let agent = agent.clone();
+                drop(tokio::spawn(async move {
+                    serve(stream, hung_up(file), |address| dial(&agent, address)).await;
+                    drop(place);
+                }));
+            }
             // Out of descriptors or memory: it passes, or the host gives up.
             Err(_) => sleep(Duration::from_millis(10)).await,
         }
@@ -56,12 +60,26 @@ async fn hung_up(file: File) {
     }
 }
 
-/// Serves one connection to its end, or until `gone`.
-async fn serve<S: AsyncRead + AsyncWrite>(connection: S, gone: impl Future<Output = ()>) {
+/// Connects to an address of the pod.
+async fn dial(agent: &Agent, address: SocketAddr) -> io::Result<TcpStream> {
+    let Some(namespaces) = agent.sandbox.namespaces() else { return TcpStream::connect(address).await };
+    let open = || if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    // A socket stays in the network namespace that it was made in. That takes a thread, but no
+    // longer than to start one.
+    let socket = namespaces.inside(open).map_err(io::Error::other)??;
+    socket.connect(address).await
+}
+
+/// Serves one connection to its end, or until `gone`. `dial` connects to an address of the pod.
+async fn serve<S, D>(connection: S, gone: impl Future<Output = ()>, dial: impl Fn(SocketAddr) -> D)
+where
+    S: AsyncRead + AsyncWrite,
+    D: Future<Output = io::Result<TcpStream>>,
+{
     let (read, mut write) = split(connection);
     let mut read = BufReader::new(read);
     let target = match timeout(PATIENCE, read_header(&mut read)).await {
-        Ok(Ok(Header { port })) => connect(port).await,
+        Ok(Ok(Header { port })) => connect(port, dial).await,
         Ok(Err(error)) => Err(error),
         Err(_) => return,
     };
@@ -93,11 +111,14 @@ async fn read_header<R: tokio::io::AsyncBufRead + Unpin>(read: &mut R) -> Result
     serde_json::from_slice(&line).map_err(|error| format!("the header is malformed: {error}"))
 }
 
-async fn connect(port: u16) -> Result<TcpStream, String> {
+async fn connect<D>(port: u16, dial: impl Fn(SocketAddr) -> D) -> Result<TcpStream, String>
+where
+    D: Future<Output = io::Result<TcpStream>>,
+{
     let attempt = async {
-        match TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await {
+        match dial((Ipv4Addr::LOCALHOST, port).into()).await {
             Ok(stream) => Ok(stream),
-            Err(error) => TcpStream::connect((Ipv6Addr::LOCALHOST, port)).await.map_err(|_| error),
+            Err(error) => dial((Ipv6Addr::LOCALHOST, port).into()).await.map_err(|_| error),
         }
     };
     match timeout(PATIENCE, attempt).await {
@@ -121,7 +142,7 @@ mod tests {
 
     async fn ask(header: &str, gone: impl Future<Output = ()> + Send + 'static) -> (String, BufReader<DuplexStream>) {
         let (mut host, agent) = duplex(1 << 16);
-        tokio::spawn(serve(agent, gone));
+        tokio::spawn(serve(agent, gone, TcpStream::connect::<SocketAddr>));
         host.write_all(header.as_bytes()).await.unwrap();
         let mut host = BufReader::new(host);
         let mut line = String::new();

@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use nacelle_proto::agent::v1::ConfigureSandboxRequest;
@@ -16,6 +16,8 @@ use crate::container::cgroup::Cgroup;
 use crate::container::{mount_at, unmount_at};
 use crate::error::{Error, Result};
 use crate::hugepages;
+use crate::ids::IdMap;
+use crate::namespaces::{PodNamespaces, as_user};
 use crate::paths::{CGROUPS, POD_CGROUP};
 use crate::patience::scaled;
 use crate::pod_init::PodPids;
@@ -29,8 +31,11 @@ const DEFAULT_HOSTS: &[u8] = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhos
 #[derive(Debug, Default)]
 pub struct Sandbox {
     configured: Mutex<Option<Configured>>,
-    /// The pod's PID namespace, once a container asks for it.
+    /// The pod's PID namespace, once a container asks for it, of a pod without namespaces of
+    /// its own.
     pub pids: PodPids,
+    /// Those of a pod with a user namespace.
+    namespaces: OnceLock<PodNamespaces>,
 }
 
 #[derive(Debug)]
@@ -44,6 +49,20 @@ impl Sandbox {
         match *self.lock() {
             Some(_) => Ok(()),
             None => Err(Error::State("the sandbox is not configured yet; call ConfigureSandbox first".into())),
+        }
+    }
+
+    /// The pod's user namespace and what belongs to it; none for a pod in the guest's.
+    pub fn namespaces(&self) -> Option<&PodNamespaces> {
+        self.namespaces.get()
+    }
+
+    /// What a user of the pod is in the guest. One that is not mapped is the pod's root: it
+    /// can be nobody's process.
+    pub fn outside_user(&self, inside: u32) -> u32 {
+        match self.namespaces() {
+            Some(namespaces) => namespaces.ids.uids.outside(inside).unwrap_or(namespaces.ids.root().0),
+            None => inside,
         }
     }
 
@@ -62,8 +81,10 @@ impl Agent {
     fn configure(&self, request: &ConfigureSandboxRequest) -> Result<()> {
         let sysctls = request.sysctls.iter().map(|(name, value)| Ok((sysctl_path(name)?, value)));
         let sysctls = sysctls.collect::<Result<Vec<_>>>()?;
+        let ids = request.user_namespace.as_ref().map(IdMap::parse).transpose()?;
         // Held all the while: two configurations at once would mix.
         let mut configured = self.sandbox.lock();
+        self.enter_user_namespace(ids, configured.is_some())?;
         let scratch = request.scratch.as_ref().map(|device| device.slot);
         match &*configured {
             None => self.mount_scratch(scratch)?,
@@ -71,19 +92,42 @@ impl Agent {
             Some(_) => return Err(Error::State("the sandbox is configured with another scratch disk".into())),
         }
         *configured = Some(Configured { scratch });
+        let namespaces = self.sandbox.namespaces();
         if !request.hostname.is_empty() {
-            rustix::system::sethostname(request.hostname.as_bytes()).map_err(Error::system("set the host name"))?;
+            let set = || rustix::system::sethostname(request.hostname.as_bytes());
+            let result = namespaces.map_or_else(|| Ok(set()), |namespaces| namespaces.inside(set));
+            result?.map_err(Error::system("set the host name"))?;
         }
         self.configure_network(&request.interfaces)?;
         self.write_etc(request)?;
-        for (path, value) in sysctls {
-            set_sysctl(&path, value)?;
+        let set = || sysctls.iter().try_for_each(|(path, value)| set_sysctl(path, value, namespaces));
+        match namespaces {
+            Some(namespaces) if !sysctls.is_empty() => namespaces.inside(set)??,
+            _ => set()?,
         }
         limit_processes(request.pids_limit)?;
         for (size, bytes) in &request.hugepages {
             hugepages::reserve(Path::new("/sys/kernel/mm/hugepages"), size, *bytes)?;
         }
         set_clock(request.clock_seconds, request.clock_nanoseconds)
+    }
+
+    /// Makes the pod's user namespace, or sees that it is the one that was made.
+    fn enter_user_namespace(&self, ids: Option<IdMap>, configured: bool) -> Result<()> {
+        let made = self.sandbox.namespaces();
+        match (made, ids) {
+            (Some(made), Some(ids)) if made.ids == ids => Ok(()),
+            (None, None) => Ok(()),
+            (None, Some(ids)) if !configured => {
+                let namespaces = PodNamespaces::create(&self.paths, ids)?;
+                // Shared memory is the pod's.
+                namespaces.give(Path::new("/dev/shm"))?;
+                // Nobody else sets it: the configuration is locked.
+                let _ = self.sandbox.namespaces.set(namespaces);
+                Ok(())
+            }
+            _ => Err(Error::State("the sandbox is configured with another user namespace".into())),
+        }
     }
 
     fn mount_scratch(&self, slot: Option<u32>) -> Result<()> {
@@ -101,7 +145,8 @@ impl Agent {
         fs::create_dir_all(&etc).map_err(Error::path("make the directory", &etc))?;
         let write = |name: &str, content: &[u8]| {
             let path = etc.join(name);
-            fs::write(&path, content).map_err(Error::path("write", path))
+            fs::write(&path, content).map_err(Error::path("write", &path))?;
+            self.sandbox.namespaces().map_or(Ok(()), |namespaces| namespaces.give(&path))
         };
         if !request.resolv_conf.is_empty() {
             write("resolv.conf", &request.resolv_conf)?;
@@ -144,9 +189,16 @@ fn sysctl_path(name: &str) -> Result<PathBuf> {
     Ok(Path::new("/proc/sys").join(relative))
 }
 
-fn set_sysctl(path: &Path, value: &str) -> Result<()> {
+fn set_sysctl(path: &Path, value: &str, namespaces: Option<&PodNamespaces>) -> Result<()> {
     let name = path.strip_prefix("/proc/sys").unwrap_or(path).display();
-    fs::write(path, value).map_err(|error| match error.kind() {
+    let written = match (fs::write(path, value), namespaces) {
+        // Those of an IPC namespace are set by its own root, and by no other.
+        (Err(error), Some(namespaces)) if error.kind() == ErrorKind::PermissionDenied => {
+            as_user(namespaces.ids.root().0, || fs::write(path, value)).and_then(|written| written)
+        }
+        (written, _) => written,
+    };
+    written.map_err(|error| match error.kind() {
         ErrorKind::NotFound => Error::invalid("sysctls", format!("the guest's kernel has no parameter {name}")),
         _ => Error::invalid("sysctls", format!("{name} cannot be set to {value:?} in the guest: {error}")),
     })

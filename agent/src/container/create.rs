@@ -5,14 +5,16 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use libcontainer::oci_spec::runtime::{Process as ProcessSpec, Spec};
+use libcontainer::oci_spec::runtime::{LinuxNamespaceType, Process as ProcessSpec, Spec};
 use nacelle_proto::agent::v1::{CreateContainerRequest, PidNamespace};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::cgroup::Cgroup;
 use super::rootfs::RootFs;
 use super::spec::{self, Completion};
-use super::{Container, Init, Phase, Status, check_id, cwd, device_policy, guest_devices, limits, volumes};
+use super::{
+    Container, Init, Phase, Status, check_id, cwd, device_policy, guest_devices, limits, user_namespace, volumes,
+};
 use crate::agent::Agent;
 use crate::error::{Error, Result};
 use crate::helper::client::Helper;
@@ -61,10 +63,11 @@ impl Agent {
         let (spec, identity) = prepared.await?;
         let process = spec.process().clone().ok_or_else(|| Error::invalid("spec_json", "it has no process"))?;
 
+        let user = self.sandbox.outside_user(identity.uid);
         let (streams, child_stdio) = match terminal {
             true => (None, Vec::new()),
             false => {
-                let (streams, child) = Streams::pipes(stdin, identity.uid)?;
+                let (streams, child) = Streams::pipes(stdin, user)?;
                 (Some(streams), child.into())
             }
         };
@@ -78,7 +81,7 @@ impl Agent {
         drop(fds);
         let streams = match (streams, built.terminal) {
             (Some(streams), _) => streams,
-            (None, Some(master)) => terminal_streams(master, stdin, identity.uid, &process)?,
+            (None, Some(master)) => terminal_streams(master, stdin, user, &process)?,
             (None, None) => return Err(Error::State("libcontainer gave no terminal".into())),
         };
         let process_handle =
@@ -98,7 +101,10 @@ impl Agent {
     fn pid_namespace(&self, request: &CreateContainerRequest) -> Result<Option<PathBuf>> {
         match request.pid_namespace() {
             PidNamespace::Guest => Ok(None),
-            PidNamespace::Pod => self.sandbox.pids.namespace(&self.paths).map(Some),
+            PidNamespace::Pod => match self.sandbox.namespaces() {
+                Some(namespaces) => Ok(Some(namespaces.file("pid"))),
+                None => self.sandbox.pids.namespace(&self.paths).map(Some),
+            },
             PidNamespace::Target => {
                 let target = self.container(&request.pid_target)?;
                 match (target.process(), target.status()) {
@@ -114,7 +120,8 @@ impl Agent {
         let id = &container.id;
         let root = RootFs::new(&self.paths, id);
         let slot = container.slots.first().copied().unwrap_or_default();
-        root.mount(&self.bus.block_device(slot)?)?;
+        let namespaces = self.sandbox.namespaces();
+        root.mount(&self.bus.block_device(slot)?, namespaces)?;
         let databases = Databases::read(&root.root())?;
         let with = Completion {
             root: root.root(),
@@ -129,14 +136,22 @@ impl Agent {
         let identity = spec::complete(spec, &with)?;
         self.bind_sources(id, request, spec)?;
         if let Some(process) = spec.process() {
-            cwd::make(&root.root(), process.cwd())?;
+            let owner = namespaces.map_or((0, 0), |namespaces| namespaces.ids.root());
+            cwd::make(&root.root(), process.cwd(), owner)?;
         }
         if let Some(namespace) = self.pid_namespace(request)? {
-            spec::join_pid_namespace(spec, namespace)?;
+            spec::join_namespace(spec, LinuxNamespaceType::Pid, namespace)?;
+        }
+        if let Some(namespaces) = namespaces {
+            namespaces.ids.check(identity.uid, &identity.groups)?;
+            user_namespace::join(spec, namespaces)?;
         }
         let mut resources = spec::take_resources(spec);
         for (device, allowed) in self.disks(request)? {
-            spec::add_devices(spec, vec![device]);
+            match namespaces {
+                None => spec::add_devices(spec, vec![device]),
+                Some(namespaces) => self.bind_disk(id, spec, &device, namespaces)?,
+            }
             // The last rule that matches decides, and that of a privileged container allows
             // everything already.
             if !device_policy::allows_everything(&resources) {

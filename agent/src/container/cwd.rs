@@ -3,14 +3,15 @@
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, open, openat2};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, mkdirat, open, openat2};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 
 /// Makes the directory `cwd` of the container whose root is `root`, parents included, as
-/// far as it is missing. Links in the image are followed inside of it only.
-pub fn make(root: &Path, cwd: &Path) -> Result<()> {
+/// far as it is missing, for the given user and group. Links in the image are followed
+/// inside of it only.
+pub fn make(root: &Path, cwd: &Path, (uid, gid): (u32, u32)) -> Result<()> {
     let failed =
         |error: Errno| Error::Path { action: "make the working directory", path: cwd.into(), source: error.into() };
     let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -25,6 +26,8 @@ pub fn make(root: &Path, cwd: &Path) -> Result<()> {
         parent = match find(&path) {
             Err(Errno::NOENT) => {
                 mkdirat(&parent, part.as_os_str(), Mode::from_raw_mode(0o755)).map_err(failed)?;
+                let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+                chownat(&parent, part.as_os_str(), uid, gid, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
                 find(&path).map_err(failed)?
             }
             found => found.map_err(failed)?,
@@ -44,12 +47,13 @@ mod tests {
         std::fs::create_dir(root.path().join("real")).unwrap();
         std::os::unix::fs::symlink("/real", root.path().join("link")).unwrap();
         std::os::unix::fs::symlink(outside.path(), root.path().join("out")).unwrap();
-        make(root.path(), Path::new("/link/a/b")).unwrap();
-        make(root.path(), Path::new("/link/a/b")).unwrap();
+        let owner = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+        make(root.path(), Path::new("/link/a/b"), owner).unwrap();
+        make(root.path(), Path::new("/link/a/b"), owner).unwrap();
         assert!(root.path().join("real/a/b").is_dir());
-        assert!(make(root.path(), Path::new("/out/x")).is_err());
+        assert!(make(root.path(), Path::new("/out/x"), owner).is_err());
         assert!(!outside.path().join("x").exists());
         std::fs::write(root.path().join("file"), "").unwrap();
-        assert!(make(root.path(), Path::new("/file/x")).is_err());
+        assert!(make(root.path(), Path::new("/file/x"), owner).is_err());
     }
 }

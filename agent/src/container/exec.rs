@@ -15,7 +15,7 @@ use super::{Container, Init, Phase, check_id, spec};
 use crate::agent::Agent;
 use crate::error::{Error, Result};
 use crate::helper::client::Helper;
-use crate::helper::{Late, Request, Tenant};
+use crate::helper::{Inside, Late, Request, Tenant};
 use crate::process::Process;
 use crate::stdio::streams::Streams;
 
@@ -59,14 +59,23 @@ impl Agent {
         if late.is_some() {
             lend_capabilities(&mut process);
         }
-        let uid = process.user().uid();
+        let user = self.sandbox.outside_user(process.user().uid());
+        let inside = self.sandbox.namespaces().map(|namespaces| Inside {
+            namespace: namespaces.file("user"),
+            root: namespaces.ids.root(),
+            cgroup: container.cgroup.path().to_owned(),
+            oom_score_adj: process.oom_score_adj(),
+        });
+        if inside.is_some() {
+            process.set_oom_score_adj(None);
+        }
         fs::create_dir_all(directory).map_err(Error::path("make the directory", directory))?;
         write_json(&directory.join("process.json"), &process)?;
 
         let (streams, child_stdio) = match request.terminal {
             true => (None, Vec::new()),
             false => {
-                let (streams, child) = Streams::pipes(request.stdin, uid)?;
+                let (streams, child) = Streams::pipes(request.stdin, user)?;
                 (Some(streams), child.into())
             }
         };
@@ -79,6 +88,7 @@ impl Agent {
             directory: directory.to_owned(),
             terminal: request.terminal,
             late,
+            inside,
         };
 
         let mut helper = Helper::spawn(&self.paths, &self.reaper, "run a process in the container")?;
@@ -86,7 +96,7 @@ impl Agent {
         drop(fds);
         let streams = match (streams, built.terminal) {
             (Some(streams), _) => streams,
-            (None, Some(master)) => terminal_streams(master, request.stdin, uid, &process)?,
+            (None, Some(master)) => terminal_streams(master, request.stdin, user, &process)?,
             (None, None) => return Err(Error::State("libcontainer gave no terminal".into())),
         };
         let running = Process::follow(built.pid, Arc::new(streams), container.cgroup.clone(), false, &self.reaper)?;

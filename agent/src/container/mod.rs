@@ -8,6 +8,7 @@
 //! * [`spec`]: the specification, completed with what only the guest knows.
 //! * [`rootfs`]: the mounts of a root file system.
 //! * [`volumes`]: what else is mounted, and disks.
+//! * [`user_namespace`]: what is different in a pod with a user namespace.
 //! * [`cgroup`], [`limits`], [`device_policy`]: the control group, its limits and what
 //!   devices it may use.
 //! * [`create`], [`start`], [`exec`], [`signal`], [`update`], [`remove`]: one call each.
@@ -25,6 +26,7 @@ mod signal;
 mod spec;
 mod start;
 mod update;
+mod user_namespace;
 mod volumes;
 
 use std::collections::HashMap;

@@ -61,7 +61,7 @@ impl Agent {
         }
         let root = RootFs::new(&self.paths, &container.id);
         root.unmount()?;
-        self.unmount_images(&container.id)?;
+        self.unmount_sources(&container.id)?;
         for slot in &container.slots {
             self.bus.remove(*slot)?;
         }

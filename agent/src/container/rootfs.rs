@@ -8,9 +8,10 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_move, unmount};
 
 use crate::error::{Error, Result};
+use crate::namespaces::{PodNamespaces, mount_mapped};
 use crate::paths::Paths;
 use crate::patience::scaled;
 
@@ -39,8 +40,13 @@ impl RootFs {
         self.directory.join("lower")
     }
 
-    /// Mounts the image on `device` and the overlay over it. Blocks.
-    pub fn mount(&self, device: &Path) -> Result<()> {
+    fn mapped(&self) -> PathBuf {
+        self.directory.join("mapped")
+    }
+
+    /// Mounts the image on `device` and the overlay over it. To the pod's user namespace, if
+    /// it has one, the files belong to whom they belong to in the image. Blocks.
+    pub fn mount(&self, device: &Path, namespaces: Option<&PodNamespaces>) -> Result<()> {
         let (lower, root) = (self.lower(), self.root());
         let (upper, work) = (self.upper.join("upper"), self.upper.join("work"));
         for directory in [&lower, &root, &upper, &work] {
@@ -48,6 +54,12 @@ impl RootFs {
         }
         let image = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOATIME;
         mount_at(device, &lower, "erofs", image, "")?;
+        if let Some(namespaces) = namespaces {
+            // An overlay as a whole cannot be mapped, what it is made of can. The upper layer
+            // holds the ids of the guest.
+            self.map_lower(namespaces)?;
+            namespaces.give(&upper)?;
+        }
         // The upper layer dies with the pod: nothing is gained by waiting for the disk.
         let options = format!(
             "lowerdir={},upperdir={},workdir={},volatile,xino=off",
@@ -58,9 +70,19 @@ impl RootFs {
         mount_at(Path::new("overlay"), &root, "overlay", MountFlags::NOATIME, &options)
     }
 
+    /// Puts a mapped view of the image in the place of the image.
+    fn map_lower(&self, namespaces: &PodNamespaces) -> Result<()> {
+        let (lower, mapped) = (self.lower(), self.mapped());
+        fs::create_dir_all(&mapped).map_err(Error::path("make the directory", &mapped))?;
+        mount_mapped(&lower, &mapped, namespaces.user(), false)?;
+        unmount_at(&lower)?;
+        mount_move(&mapped, &lower).map_err(|error| Error::path("move to its place", mapped)(error.into()))
+    }
+
     /// Undoes [`RootFs::mount`], however far it came. Blocks.
     pub fn unmount(&self) -> Result<()> {
         unmount_at(&self.root())?;
+        unmount_at(&self.mapped())?;
         unmount_at(&self.lower())
     }
 

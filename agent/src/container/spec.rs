@@ -106,13 +106,13 @@ pub fn complete(spec: &mut Spec, with: &Completion<'_>) -> Result<Identity> {
     Ok(identity)
 }
 
-/// Has the container join a PID namespace.
-pub fn join_pid_namespace(spec: &mut Spec, path: PathBuf) -> Result<()> {
-    let namespace = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Pid).path(path).build();
+/// Has the container join a namespace.
+pub fn join_namespace(spec: &mut Spec, kind: LinuxNamespaceType, path: PathBuf) -> Result<()> {
+    let namespace = LinuxNamespaceBuilder::default().typ(kind).path(path).build();
     let namespace = namespace.map_err(|error| Error::invalid("spec_json: linux.namespaces", error.to_string()))?;
     if let Some(linux) = spec.linux_mut() {
         let namespaces = linux.namespaces_mut().get_or_insert_default();
-        namespaces.retain(|namespace| namespace.typ() != LinuxNamespaceType::Pid);
+        namespaces.retain(|namespace| namespace.typ() != kind);
         namespaces.push(namespace);
     }
     Ok(())

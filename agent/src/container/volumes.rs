@@ -1,6 +1,7 @@
 //! What a container's specification mounts: volumes, images, and disks as devices.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -10,13 +11,15 @@ use libcontainer::oci_spec::runtime::{
     LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, Spec,
 };
 use nacelle_proto::agent::v1::{BlockDevice, CreateContainerRequest, Device, ImageVolume};
-use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, chmod, makedev, mknodat, open, openat2};
+use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
-use super::check_id;
 use super::rootfs::{mount_at, unmount_at};
+use super::{check_id, user_namespace};
 use crate::agent::Agent;
 use crate::error::{Error, Result};
+use crate::namespaces::{PodNamespaces, mount_mapped};
 
 /// Mode of a disk's file in a container, and the group that most images call "disk".
 const DISK_MODE: u32 = 0o660;
@@ -43,15 +46,33 @@ impl Agent {
         for image in &request.images {
             self.mount_image(&directory, image)?;
         }
-        for mount in spec.mounts_mut().iter_mut().flatten() {
+        for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate() {
             let is_bind = mount.typ().as_deref() == Some("bind");
             let Some(source) = mount.source().clone().filter(|source| is_bind && source.is_relative()) else {
                 continue;
             };
-            let path = self.source(&directory, request, &source)?;
+            let mut path = self.source(&directory, request, &source)?;
+            if user_namespace::take_mapping(mount, self.sandbox.namespaces().map(|namespaces| namespaces.ids))? {
+                path = self.map_source(id, index, &path)?;
+            }
             mount.set_source(Some(path));
         }
         Ok(())
+    }
+
+    /// A view of `source` whose ids are the pod's, for one container.
+    fn map_source(&self, id: &str, index: usize, source: &Path) -> Result<PathBuf> {
+        let Some(namespaces) = self.sandbox.namespaces() else { return Ok(source.to_owned()) };
+        let directory = self.paths.container(id).join("mapped-volumes");
+        fs::create_dir_all(&directory).map_err(Error::path("make the directory", &directory))?;
+        let target = directory.join(index.to_string());
+        // Of its kind, for one to be mounted on the other. Looking also waits for the device's
+        // answer on what it can do, which a mapped mount depends on.
+        let metadata = fs::metadata(source).map_err(Error::path("look at", source))?;
+        let made = if metadata.is_dir() { fs::create_dir(&target) } else { File::create(&target).map(drop) };
+        made.map_err(Error::path("make the mount point", &target))?;
+        mount_mapped(source, &target, namespaces.user(), true)?;
+        Ok(target)
     }
 
     /// The path of `volumes/NAME` or `images/NAME`.
@@ -79,10 +100,51 @@ impl Agent {
         mount_at(&device, &target, "erofs", flags, "")
     }
 
-    /// Lets go of the images that a container mounts. Blocks.
-    pub(super) fn unmount_images(&self, id: &str) -> Result<()> {
-        let directory = self.paths.container(id).join("images");
-        fs::read_dir(directory).into_iter().flatten().flatten().try_for_each(|entry| unmount_at(&entry.path()))
+    /// Lets go of what a container mounts, and of its device files. Blocks.
+    pub(super) fn unmount_sources(&self, id: &str) -> Result<()> {
+        for name in ["mapped-volumes", "images"] {
+            let directory = self.paths.container(id).join(name);
+            fs::read_dir(directory).into_iter().flatten().flatten().try_for_each(|entry| unmount_at(&entry.path()))?;
+        }
+        let devices = self.paths.devices().join(id);
+        match fs::remove_dir_all(&devices) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(Error::path("remove the directory", devices)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Has a container in the pod's user namespace, which may not make device files, find this
+    /// one in its /dev. Blocks.
+    pub(super) fn bind_disk(
+        &self,
+        id: &str,
+        spec: &mut Spec,
+        device: &LinuxDevice,
+        namespaces: &PodNamespaces,
+    ) -> Result<()> {
+        let devices = self.paths.devices();
+        if !devices.exists() {
+            fs::create_dir_all(&devices).map_err(Error::path("make the directory", &devices))?;
+            // The agent's other places are on file systems where device files do not work.
+            let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
+            mount_at(Path::new("tmpfs"), &devices, "tmpfs", flags, "mode=755,size=1m")?;
+        }
+        let directory = devices.join(id);
+        fs::create_dir_all(&directory).map_err(Error::path("make the directory", &directory))?;
+        let number = |number: i64| u32::try_from(number).unwrap_or_default();
+        let (major, minor) = (number(device.major()), number(device.minor()));
+        let file = directory.join(format!("{major}:{minor}"));
+        let failed = |error: Errno| Error::path("make the device file", &file)(error.into());
+        let mode = Mode::from_raw_mode(DISK_MODE);
+        mknodat(CWD, &file, FileType::BlockDevice, mode, makedev(major, minor)).map_err(failed)?;
+        // Whatever the umask.
+        chmod(&file, mode).map_err(failed)?;
+        let owner = (namespaces.ids.root().0, namespaces.ids.group_or_root(DISK_GROUP));
+        std::os::unix::fs::chown(&file, Some(owner.0), Some(owner.1))
+            .map_err(Error::path("give to the pod's root", &file))?;
+        user_namespace::bind_device(spec, file, device.path().clone())
     }
 
     /// The container's disks, as its device files and what its policy allows. Blocks.
@@ -122,9 +184,9 @@ fn within(root: &Path, sub: &str) -> Result<PathBuf> {
     if sub.is_empty() {
         return Ok(root.to_owned());
     }
-    let failed = |error: rustix::io::Errno| match error {
+    let failed = |error: Errno| match error {
         // Also where a link of the image leads to itself, or through a file.
-        rustix::io::Errno::NOENT | rustix::io::Errno::LOOP | rustix::io::Errno::NOTDIR => {
+        Errno::NOENT | Errno::LOOP | Errno::NOTDIR => {
             Error::invalid("images.sub_path", format!("the image has no {sub:?}"))
         }
         error => Error::Path { action: "find in the image", path: sub.into(), source: error.into() },

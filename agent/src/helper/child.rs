@@ -1,9 +1,10 @@
 //! The helper's side.
 
 use std::error::Error as _;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::lchown;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -14,9 +15,10 @@ use libcontainer::container::{ContainerStatus, State};
 use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
 use rustix::process::{Pid, Signal, kill_process, waitpid};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::executor::StatusExecutor;
-use super::message::{self, Create, Late, Reply, Request, Tenant};
+use super::message::{self, Create, Inside, Late, Reply, Request, Tenant};
 use crate::stdio::streams::null;
 
 /// Socket by which libcontainer hands over a terminal.
@@ -100,6 +102,11 @@ fn build_tenant(
     state.save(&directory).map_err(|error| error.to_string())?;
 
     let console = Console::listen(&request.directory, request.terminal)?;
+    if let Some(inside) = &request.inside {
+        give(&request.directory, inside.root)
+            .and_then(|()| enter(inside))
+            .map_err(|error| format!("cannot enter the user namespace of the container: {error}"))?;
+    }
     let executor = StatusExecutor { status: Arc::new(status), late };
     let pid = builder(&request.id, &request.directory, executor, stdio, console.as_ref())
         .and_then(|builder| {
@@ -108,6 +115,32 @@ fn build_tenant(
         })
         .map_err(describe)?;
     finish(pid.as_raw(), console)
+}
+
+/// Has a directory and all that is in it belong to a user and group.
+fn give(path: &Path, owner: (u32, u32)) -> io::Result<()> {
+    lchown(path, Some(owner.0), Some(owner.1))?;
+    if fs::symlink_metadata(path)?.is_dir() {
+        fs::read_dir(path)?.try_for_each(|entry| give(&entry?.path(), owner))?;
+    }
+    Ok(())
+}
+
+/// Becomes root of a user namespace, after all that its root may not do.
+fn enter(inside: &Inside) -> io::Result<()> {
+    // The process that writes, whatever its number.
+    fs::write(inside.cgroup.join("cgroup.procs"), "0")?;
+    if let Some(adjustment) = inside.oom_score_adj {
+        fs::write("/proc/self/oom_score_adj", adjustment.to_string())?;
+    }
+    move_into_link_name_space(File::open(&inside.namespace)?.as_fd(), Some(LinkNameSpaceType::User))?;
+    for call in [libc::SYS_setresgid, libc::SYS_setresuid] {
+        // SAFETY: changes the ids of this process, which has one thread.
+        if unsafe { libc::syscall(call, 0, 0, 0) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 fn builder(

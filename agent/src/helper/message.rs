@@ -58,6 +58,23 @@ pub struct Tenant {
     pub terminal: bool,
     /// What libcontainer leaves out.
     pub late: Option<Late>,
+    /// The user namespace of the container, if it is not the guest's.
+    pub inside: Option<Inside>,
+}
+
+/// A user namespace that the helper itself enters: libcontainer takes the first process of a
+/// container into one, and leaves further processes in that of the helper.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Inside {
+    /// File that stands for it.
+    pub namespace: PathBuf,
+    /// User and group outside that are its root.
+    pub root: (u32, u32),
+    /// Directory of the container's control group, which cannot be joined from inside.
+    pub cgroup: PathBuf,
+    /// The process's own adjustment of the out-of-memory score, which may not be lowered from
+    /// inside.
+    pub oom_score_adj: Option<i32>,
 }
 
 /// What a process in a running container lacks when libcontainer is done with it.

@@ -16,4 +16,4 @@ mod message;
 /// First argument of a process that is to be the helper.
 pub const ARGUMENT: &str = "helper";
 
-pub use message::{Create, ExecFailure, Late, Request, Tenant};
+pub use message::{Create, ExecFailure, Inside, Late, Request, Tenant};

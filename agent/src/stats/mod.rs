@@ -39,7 +39,10 @@ impl Agent {
         StatsResponse {
             containers,
             pod: Some(group(&Path::new(CGROUPS).join(POD_CGROUP))),
-            interfaces: network::interfaces(),
+            interfaces: match self.sandbox.namespaces() {
+                Some(namespaces) => namespaces.inside(network::interfaces).unwrap_or_default(),
+                None => network::interfaces(),
+            },
             scratch: filesystem(&self.paths.scratch()),
         }
     }

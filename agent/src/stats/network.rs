@@ -9,13 +9,13 @@ use nacelle_proto::agent::v1::{InterfaceUsage, TrafficUsage};
 /// Most interfaces that are told of: a privileged container may make any number.
 const LIMIT: usize = 64;
 
-/// All interfaces but loopback and those that are not in use, which a kernel may have from
-/// the start; those with a default route first.
+/// All interfaces of the calling thread's network namespace but loopback and those that are
+/// not in use, which a kernel may have from the start; those with a default route first.
 pub fn interfaces() -> Vec<InterfaceUsage> {
     let read = |file: &str| fs::read_to_string(file).unwrap_or_default();
-    let (ipv4, ipv6) = (read("/proc/net/route"), read("/proc/net/ipv6_route"));
+    let (ipv4, ipv6) = (read("/proc/thread-self/net/route"), read("/proc/thread-self/net/ipv6_route"));
     let default = default_interfaces(&ipv4, &ipv6);
-    let mut interfaces = parse(&read("/proc/net/dev"), &default);
+    let mut interfaces = parse(&read("/proc/thread-self/net/dev"), &default);
     let up = up();
     interfaces.retain(|interface| up.contains(&interface.name) || is_used(interface));
     // Stable: otherwise in the kernel's order.

@@ -73,6 +73,7 @@ impl Sandbox {
             interfaces,
             pids_limit: bounds.pids.unwrap_or(0),
             hugepages: config.resources.hugepages.iter().cloned().collect(),
+            user_namespace: None,
         };
         let mut client = self.agent.client();
         let configured = self.agent.call("configure the sandbox", client.configure_sandbox(request));
