@@ -5,9 +5,10 @@ use std::path::{Component, Path, PathBuf};
 
 use nacelle_image::{Image, ImageStore};
 use nacelle_proto::runtime::v1 as cri;
-use nacelle_sandbox::{BlockDevice, ContainerConfig, Mount, MountAccess, MountSource, Propagation};
+use nacelle_sandbox::{BlockDevice, ContainerConfig, Mount, MountAccess, MountSource, Propagation, UserNamespace};
 use tonic::Status;
 
+use crate::namespaces;
 use crate::status::{invalid, unsupported};
 
 /// Translates what is mounted, and refuses what a guest cannot give.
@@ -63,12 +64,7 @@ fn mount(index: usize, mount: cri::Mount) -> Result<Mount, Status> {
     if mount.recursive_read_only && propagation != Propagation::Private {
         return Err(invalid(&field("recursive_read_only"), "is set with a propagation: mountPropagation must be None"));
     }
-    for (name, mappings) in [("uidMappings", &mount.uid_mappings), ("gidMappings", &mount.gid_mappings)] {
-        if mappings.iter().any(|mapping| mapping.host_id != mapping.container_id) {
-            let problem = "ids of a volume are the same in the guest and on the host: set hostUsers to true";
-            return Err(unsupported(&field(name), problem));
-        }
-    }
+    let mapped = mapped(&field, &mount.uid_mappings, &mount.gid_mappings)?;
     // A label of the host's means nothing in a guest, and the VMM that opens the files has the
     // daemon's own: selinux_relabel has nothing to do.
     let access = match (mount.readonly, mount.recursive_read_only) {
@@ -76,7 +72,28 @@ fn mount(index: usize, mount: cri::Mount) -> Result<Mount, Status> {
         (true, false) => MountAccess::Read,
         (true, true) => MountAccess::ReadAll,
     };
-    Ok(Mount { container_path, source, access, propagation })
+    Ok(Mount { container_path, source, access, propagation, mapped })
+}
+
+/// Whose ids a mount's are. Whether they are the pod's is seen where the pod is known.
+fn mapped(
+    field: &impl Fn(&str) -> String,
+    uids: &[cri::IdMapping],
+    gids: &[cri::IdMapping],
+) -> Result<Option<UserNamespace>, Status> {
+    let same = |ids: &[cri::IdMapping]| ids.iter().all(|mapping| mapping.host_id == mapping.container_id);
+    if same(uids) && same(gids) {
+        return Ok(None);
+    }
+    for (name, others) in [("uidMappings", gids), ("gidMappings", uids)] {
+        if others.is_empty() {
+            return Err(invalid(&field(name), "is set alone: users and groups are mapped together, or neither"));
+        }
+    }
+    Ok(Some(UserNamespace {
+        uids: namespaces::mapping(&field("uidMappings"), uids)?,
+        gids: namespaces::mapping(&field("gidMappings"), gids)?,
+    }))
 }
 
 /// Where something is to be in a container.
@@ -165,6 +182,8 @@ pub fn back(mounts: &[Mount]) -> Vec<cri::Mount> {
             propagation: propagation.into(),
             image,
             image_sub_path,
+            uid_mappings: mount.mapped.map(|mapped| namespaces::mapping_back(mapped.uids)).into_iter().collect(),
+            gid_mappings: mount.mapped.map(|mapped| namespaces::mapping_back(mapped.gids)).into_iter().collect(),
             ..cri::Mount::default()
         }
     };
@@ -223,6 +242,29 @@ mod tests {
     }
 
     #[test]
+    fn ids_are_mapped_as_one_range_from_0_or_refused_by_field() {
+        let ids = |container_id, host_id, length| vec![cri::IdMapping { host_id, container_id, length }];
+        let usual = || ids(0, 100_000, 65_536);
+        let mount = |uid_mappings, gid_mappings| {
+            mounts(vec![cri::Mount { uid_mappings, gid_mappings, ..asked() }]).map(|mounts| mounts[0].mapped)
+        };
+        let mapped = mount(usual(), ids(0, 200_000, 65_536)).unwrap().unwrap();
+        assert_eq!((mapped.uids.host_id, mapped.gids.host_id, mapped.gids.length), (100_000, 200_000, 65_536));
+        assert_eq!(mount(ids(7, 7, 3), vec![]).unwrap(), None, "mapped to the same");
+        for (uids, gids, field) in [
+            (usual(), vec![], "uidMappings"),
+            (vec![], usual(), "gidMappings"),
+            ([usual(), usual()].concat(), usual(), "uidMappings"),
+            (usual(), ids(1, 100_000, 65_536), "gidMappings"),
+            (usual(), ids(0, 100_000, 0), "gidMappings"),
+        ] {
+            let status = mount(uids, gids).unwrap_err();
+            assert_eq!(status.code(), tonic::Code::InvalidArgument);
+            assert!(status.message().starts_with(&format!("config.mounts[0].{field}: ")), "{}", status.message());
+        }
+    }
+
+    #[test]
     fn what_was_asked_for_is_shown_again() {
         let same = cri::IdMapping { host_id: 0, container_id: 0, length: 65_536 };
         let mount = cri::Mount {
@@ -231,7 +273,10 @@ mod tests {
             ..asked()
         };
         let with_ids = cri::Mount { uid_mappings: vec![same], selinux_relabel: true, ..mount.clone() };
-        assert_eq!(back(&mounts(vec![with_ids]).unwrap()), [mount]);
+        assert_eq!(back(&mounts(vec![with_ids]).unwrap()), std::slice::from_ref(&mount));
+        let ids = vec![cri::IdMapping { host_id: 100_000, container_id: 0, length: 65_536 }];
+        let mapped = cri::Mount { uid_mappings: ids.clone(), gid_mappings: ids, ..mount };
+        assert_eq!(back(&mounts(vec![mapped.clone()]).unwrap()), [mapped]);
     }
 
     #[test]

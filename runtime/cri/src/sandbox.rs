@@ -47,7 +47,8 @@ pub fn config(config: cri::PodSandboxConfig, handler: &str) -> Result<SandboxCon
     const CONTEXT: &str = "config.linux.security_context";
     security::pod(CONTEXT, &security)?;
     let options = format!("{CONTEXT}.namespace_options");
-    let (pid, _) = namespaces::pid(&options, security.namespace_options.as_ref())?;
+    let namespaces::Options { pid, user_namespace, .. } =
+        namespaces::options(&options, security.namespace_options.as_ref())?;
     if pid == NamespaceMode::Target {
         return Err(invalid(&format!("{options}.pid"), "TARGET is for containers: a pod has none to name yet"));
     }
@@ -67,6 +68,7 @@ pub fn config(config: cri::PodSandboxConfig, handler: &str) -> Result<SandboxCon
         handler: handler.to_owned(),
         ports: network::ports(&config.port_mappings)?,
         pid,
+        user_namespace,
         privileged: security.privileged,
         resources: resources::resources("config.linux.resources", linux.resources)?,
         overhead: resources::resources("config.linux.overhead", linux.overhead)?,
@@ -135,7 +137,8 @@ pub fn item(status: SandboxStatus) -> cri::PodSandbox {
 /// The whole state of one pod.
 pub fn status(status: SandboxStatus) -> cri::PodSandboxStatus {
     let pid = namespaces::back(status.config.pid);
-    let options = cri::NamespaceOption { pid: pid.into(), ..cri::NamespaceOption::default() };
+    let userns_options = status.config.user_namespace.map(namespaces::user_back);
+    let options = cri::NamespaceOption { pid: pid.into(), userns_options, ..cri::NamespaceOption::default() };
     cri::PodSandboxStatus {
         metadata: Some(metadata(&status.config)),
         state: state(status.state).into(),

@@ -16,7 +16,8 @@ const LOCALHOST: &str = "localhost/";
 /// Translates a container's security context. `unset_seccomp` filters the system calls of
 /// one that names no profile.
 pub fn security(context: cri::LinuxContainerSecurityContext, unset_seccomp: &Seccomp) -> Result<Security, Status> {
-    let (pid, pid_target) = namespaces::pid(&format!("{FIELD}.namespace_options"), context.namespace_options.as_ref())?;
+    let namespaces::Options { pid, pid_target, user_namespace } =
+        namespaces::options(&format!("{FIELD}.namespace_options"), context.namespace_options.as_ref())?;
     refuse_selinux(FIELD, context.selinux_options.as_ref())?;
     let seccomp = seccomp(&context, unset_seccomp)?;
     apparmor(&context)?;
@@ -44,6 +45,7 @@ pub fn security(context: cri::LinuxContainerSecurityContext, unset_seccomp: &Sec
         seccomp,
         pid,
         pid_target,
+        user_namespace,
     })
 }
 

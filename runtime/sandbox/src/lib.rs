@@ -36,6 +36,7 @@ mod spec;
 mod stats;
 mod stdin;
 mod sweep;
+mod user_namespace;
 mod vm;
 mod volumes;
 
@@ -48,8 +49,8 @@ pub use live::{LiveOutput, Overrun};
 pub use manager::Manager;
 pub use model::{
     BlockDevice, Capabilities, ContainerConfig, ContainerImages, ContainerState, ContainerStatus, Dns, ExitInfo,
-    Identity, Mount, MountAccess, MountSource, NamespaceMode, Propagation, Resources, SandboxConfig, SandboxState,
-    SandboxStatus, Seccomp, Security, User,
+    IdMapping, Identity, Mount, MountAccess, MountSource, NamespaceMode, Propagation, Resources, SandboxConfig,
+    SandboxState, SandboxStatus, Seccomp, Security, User, UserNamespace,
 };
 pub use nacelle_network::{Error as NetworkError, Mode as NetworkMode, Network, NetworkConfig, PortMapping, Protocol};
 /// The figures of a control group, as the agent reports them.

@@ -23,7 +23,7 @@ use crate::model::{
 use crate::record::SandboxRecord;
 use crate::sandbox::Sandbox;
 use crate::spec::ImageDefaults;
-use crate::{Error, ManagerConfig, Result, scratch, signal, sweep};
+use crate::{Error, ManagerConfig, Result, scratch, signal, sweep, user_namespace};
 
 /// The way in. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -258,6 +258,7 @@ impl Manager {
                     .into(),
             ));
         }
+        user_namespace::check(sandbox.status().config.user_namespace, &config)?;
         let defaults = defaults(&images.root);
         let stop_signal = match (config.stop_signal, defaults.stop_signal.as_str()) {
             (0, "") => signal::TERM,

@@ -40,6 +40,8 @@ pub struct SandboxConfig {
     pub handler: String,
     /// How containers of the pod share process ids, by default.
     pub pid: NamespaceMode,
+    /// The user namespace that its containers are in; none for the guest's own.
+    pub user_namespace: Option<UserNamespace>,
     /// Ports of the host that lead to the pod.
     #[serde(default)]
     pub ports: Vec<PortMapping>,
@@ -109,6 +111,24 @@ pub enum NamespaceMode {
     Target,
 }
 
+/// What the ids in a user namespace are outside of it, which is in the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserNamespace {
+    /// Users.
+    pub uids: IdMapping,
+    /// Groups.
+    pub gids: IdMapping,
+}
+
+/// Ids from 0 inside, and the ones they are outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdMapping {
+    /// What 0 is outside.
+    pub host_id: u32,
+    /// How many, at least 1.
+    pub length: u32,
+}
+
 /// Which system calls are filtered.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -144,6 +164,9 @@ pub struct Mount {
     pub access: MountAccess,
     /// Whether file systems that the host mounts below it later are seen in it.
     pub propagation: Propagation,
+    /// Whose ids outside its files' are inside; none if they stay what they are to the guest.
+    #[serde(default)]
+    pub mapped: Option<UserNamespace>,
 }
 
 /// Where what is mounted comes from.
@@ -335,6 +358,8 @@ pub struct Security {
     pub pid: NamespaceMode,
     /// The container meant by [`NamespaceMode::Target`]: its id or the beginning of it.
     pub pid_target: String,
+    /// The user namespace that it is in, which must be the pod's.
+    pub user_namespace: Option<UserNamespace>,
 }
 
 /// State of a sandbox.

@@ -29,7 +29,7 @@ impl Runtime {
         let network = network::condition(self.manager.network()).await;
         let handlers = self.handlers.iter().map(|handler| cri::RuntimeHandler {
             name: handler.name.clone(),
-            features: Some(cri::RuntimeHandlerFeatures { recursive_read_only_mounts: true, ..Default::default() }),
+            features: Some(cri::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: true }),
         });
         let mut info = HashMap::new();
         if request.verbose {

@@ -12,7 +12,7 @@ use crate::clock;
 use crate::model::SandboxState;
 use crate::sizing::GuestSize;
 use crate::vm::Vm;
-use crate::{Error, Result, scratch};
+use crate::{Error, Result, scratch, user_namespace};
 
 impl Sandbox {
     /// Makes the guest. On failure nothing of it is left.
@@ -73,7 +73,7 @@ impl Sandbox {
             interfaces,
             pids_limit: bounds.pids.unwrap_or(0),
             hugepages: config.resources.hugepages.iter().cloned().collect(),
-            user_namespace: None,
+            user_namespace: config.user_namespace.map(user_namespace::request),
         };
         let mut client = self.agent.client();
         let configured = self.agent.call("configure the sandbox", client.configure_sandbox(request));

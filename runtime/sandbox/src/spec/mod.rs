@@ -5,7 +5,8 @@
 //! a name was given, and the mounts of `resolv.conf`, `hosts` and `hostname`.
 //!
 //! Namespaces: the mount and cgroup namespaces are always the container's own; network,
-//! IPC and UTS are the guest's, which is the pod. Process ids are the container's own where
+//! IPC and UTS are the guest's, which is the pod, or those of the pod's user namespace, which
+//! the agent knows. Process ids are the container's own where
 //! the specification lists a namespace for them; the agent is told whose otherwise.
 
 mod capabilities;
@@ -80,7 +81,7 @@ pub fn build(
         .version("1.0.2")
         .root(RootBuilder::default().path("rootfs").readonly(security.readonly_rootfs).build().map_err(internal)?)
         .process(process::build(config, image, hostname)?)
-        .mounts(mounts::build(security.privileged, &own).map_err(internal)?)
+        .mounts(mounts::build(security.privileged, &own, security.user_namespace).map_err(internal)?)
         .linux(linux.build().map_err(internal)?)
         .build()
         .map_err(internal)?;

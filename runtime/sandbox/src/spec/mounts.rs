@@ -1,9 +1,9 @@
 //! What is mounted in a container beside its root.
 
 use oci_spec::OciSpecError;
-use oci_spec::runtime::{Mount, MountBuilder};
+use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder, Mount, MountBuilder};
 
-use crate::model::{self, MountAccess, MountSource};
+use crate::model::{self, IdMapping, MountAccess, MountSource, UserNamespace};
 use crate::volumes;
 
 /// A mount of the container's own, as the guest is to make it.
@@ -30,8 +30,13 @@ impl Bind {
 
 /// Builds the mounts: those that every container has, and those of its own, each of which
 /// replaces what would be at its place otherwise. A privileged container may write to `/sys`
-/// and the cgroups.
-pub fn build(privileged: bool, own: &[(&model::Mount, Bind)]) -> Result<Vec<Mount>, OciSpecError> {
+/// and the cgroups. Images are mapped for the container's user namespace, if it is in one:
+/// nobody else has a say in whose their files are.
+pub fn build(
+    privileged: bool,
+    own: &[(&model::Mount, Bind)],
+    namespace: Option<UserNamespace>,
+) -> Result<Vec<Mount>, OciSpecError> {
     let access = if privileged { "rw" } else { "ro" };
     let mount = |destination: &std::path::Path, kind: &str, source: &str, options: &[&str]| {
         MountBuilder::default()
@@ -57,11 +62,20 @@ pub fn build(privileged: bool, own: &[(&model::Mount, Bind)]) -> Result<Vec<Moun
     .collect::<Result<Vec<_>, _>>()?;
     for (asked, bind) in own {
         let access = if bind.read_only { "ro" } else { "rw" };
-        mounts.push(mount(&asked.container_path, "bind", &bind.source, &["rbind", "rprivate", access])?);
+        let mut mount = mount(&asked.container_path, "bind", &bind.source, &["rbind", "rprivate", access])?;
+        let mapped = if matches!(asked.source, MountSource::Image { .. }) { namespace } else { asked.mapped };
+        if let Some(UserNamespace { uids, gids }) = mapped {
+            mount.set_uid_mappings(Some(vec![mapping(uids)?])).set_gid_mappings(Some(vec![mapping(gids)?]));
+        }
+        mounts.push(mount);
     }
     // What lies in another comes after it, in whatever order they were asked for.
     mounts.sort_by_key(|mount| mount.destination().components().count());
     Ok(mounts)
+}
+
+fn mapping(ids: IdMapping) -> Result<LinuxIdMapping, OciSpecError> {
+    LinuxIdMappingBuilder::default().container_id(0_u32).host_id(ids.host_id).size(ids.length).build()
 }
 
 #[cfg(test)]
@@ -75,7 +89,34 @@ mod tests {
             source: MountSource::Host("/srv".into()),
             access,
             propagation: Propagation::Private,
+            mapped: None,
         }
+    }
+
+    #[test]
+    fn what_is_mapped_says_for_whom() {
+        let ids = IdMapping { host_id: 1000, length: 65_536 };
+        let namespace = UserNamespace { uids: ids, gids: IdMapping { host_id: 2000, ..ids } };
+        let image = MountSource::Image { reference: "i".into(), id: "i".into(), sub_path: String::new() };
+        let asked = [
+            asked("/plain", MountAccess::Write),
+            model::Mount { mapped: Some(namespace), ..asked("/mapped", MountAccess::Write) },
+            model::Mount { source: image, ..asked("/image", MountAccess::Write) },
+        ];
+        let own: Vec<_> = asked.iter().enumerate().map(|(index, mount)| (mount, Bind::of("c", index, mount))).collect();
+        let mapped = |namespace| {
+            let mounts = build(false, &own, namespace).unwrap();
+            let of = |path: &str| {
+                let mount = mounts.iter().find(|mount| mount.destination().as_os_str() == path).unwrap();
+                let first =
+                    |ids: &Option<Vec<LinuxIdMapping>>| ids.as_ref().map(|ids| (ids[0].host_id(), ids[0].size()));
+                (first(mount.uid_mappings()), first(mount.gid_mappings()))
+            };
+            ["/plain", "/mapped", "/image", "/proc"].map(of)
+        };
+        let (none, all) = ((None, None), (Some((1000, 65_536)), Some((2000, 65_536))));
+        assert_eq!(mapped(Some(namespace)), [none, all, all, none]);
+        assert_eq!(mapped(None)[2], none);
     }
 
     #[test]
@@ -86,7 +127,7 @@ mod tests {
             asked("/data", MountAccess::Write),
         ];
         let own: Vec<_> = asked.iter().enumerate().map(|(index, mount)| (mount, Bind::of("c", index, mount))).collect();
-        let mounts = build(false, &own).unwrap();
+        let mounts = build(false, &own, None).unwrap();
         let find = |path: &str| mounts.iter().position(|mount| mount.destination().as_os_str() == path).unwrap();
         assert!(find("/data") < find("/data/sub") && find("/dev") < find("/dev/shm"));
         let shm: Vec<_> = mounts.iter().filter(|mount| mount.destination().ends_with("shm")).collect();
