@@ -26,5 +26,6 @@ mod start_up;
 mod state;
 mod stats;
 mod streaming;
+mod user_namespaces;
 mod volumes;
 mod workloads;
