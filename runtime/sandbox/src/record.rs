@@ -147,6 +147,21 @@ mod tests {
     }
 
     #[test]
+    fn what_was_written_before_there_were_user_namespaces_is_read() {
+        let mut old = serde_json::to_value(record()).unwrap();
+        old["config"].as_object_mut().unwrap().remove("user_namespace").unwrap();
+        let back: SandboxRecord = serde_json::from_value(old).unwrap();
+        assert_eq!((back.config.user_namespace, back.config.name.as_str()), (None, "web"));
+        let mut old = serde_json::to_value(ContainerConfig::default()).unwrap();
+        old["security"].as_object_mut().unwrap().remove("user_namespace").unwrap();
+        old["mounts"] = serde_json::json!([
+            {"container_path": "/data", "source": {"host": "/srv"}, "access": "write", "propagation": "private"}
+        ]);
+        let back: ContainerConfig = serde_json::from_value(old).unwrap();
+        assert_eq!((back.security.user_namespace, back.mounts[0].mapped), (None, None));
+    }
+
+    #[test]
     fn damage_and_other_versions_are_named() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("sandbox.json");
