@@ -6,11 +6,11 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
-use std::process::Command;
 
 use nacelle_proto::runtime::v1 as cri;
 use nacelle_tests::client::{Client, container_config, image, limit, pod_config};
 use nacelle_tests::daemon::Daemon;
+use nacelle_tests::disk::Disk;
 use nacelle_tests::streaming::Spdy;
 use tempfile::TempDir;
 use tonic::Code;
@@ -342,30 +342,19 @@ async fn a_volume_s_files_belong_to_the_same_numbers_on_both_sides() {
 #[tokio::test]
 async fn a_disk_is_the_pod_s_root_s_to_use() {
     let (client, pod, _id, _logs) = running(|_| ()).await;
-    let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("disk");
-    fs::File::create(&file).unwrap().set_len(8 << 20).unwrap();
-    let output = Command::new("losetup").args(["--find", "--show"]).arg(&file).output().unwrap();
-    assert!(output.status.success(), "losetup: {}", String::from_utf8_lossy(&output.stderr));
-    let disk = String::from_utf8(output.stdout).unwrap().trim().to_owned();
-    let device = |permissions: &str| cri::Device {
-        host_path: disk.clone(),
-        container_path: "/dev/xvda".into(),
-        permissions: permissions.into(),
-    };
-    let asked = cri::ContainerConfig { devices: vec![device("rwm")], ..sleeper() };
+    let disk = Disk::attach(8 << 20);
+    let asked = cri::ContainerConfig { devices: vec![disk.device("rwm")], ..sleeper() };
     let id = start(&client, &pod, asked).await;
     assert_eq!(owners(&client, &id, "/dev/xvda").await, ["0:6"]);
     client.shell(&id, "test -b /dev/xvda && echo from the pod | dd of=/dev/xvda bs=512 conv=sync,fsync").await;
     client.remove(&id).await.unwrap();
-    assert!(fs::read(&file).unwrap().starts_with(b"from the pod\n"));
-    let asked = cri::ContainerConfig { devices: vec![device("r")], ..sleeper() };
+    assert!(disk.content().starts_with(b"from the pod\n"));
+    let asked = cri::ContainerConfig { devices: vec![disk.device("r")], ..sleeper() };
     let id = start(&client, &pod, asked).await;
     assert_eq!(client.shell(&id, "head -n 1 /dev/xvda").await, "from the pod");
     refused(&client, &id, "dd if=/dev/zero of=/dev/xvda bs=512 count=1 conv=fsync").await;
     client.remove_pod(&pod).await.unwrap();
-    let detached = Command::new("losetup").args(["--detach", &disk]).status().unwrap();
-    assert!(detached.success());
+    disk.detach();
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use nacelle_proto::runtime::v1 as cri;
 use nacelle_tests::client::{Client, container_config, image, limit, pod_config};
 use nacelle_tests::daemon::Daemon;
+use nacelle_tests::disk::Disk;
 use tempfile::TempDir;
 use tonic::Code;
 
@@ -406,26 +407,16 @@ async fn an_image_is_mounted_as_a_volume() {
 #[tokio::test]
 async fn a_block_device_of_the_host_is_one_in_the_container() {
     let (client, pod, _logs) = pod().await;
-    let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("disk");
-    fs::File::create(&file).unwrap().set_len(8 << 20).unwrap();
-    let output = Command::new("losetup").args(["--find", "--show"]).arg(&file).output().unwrap();
-    assert!(output.status.success(), "losetup: {}", String::from_utf8_lossy(&output.stderr));
-    let disk = String::from_utf8(output.stdout).unwrap().trim().to_owned();
-    let device = |permissions: &str| cri::Device {
-        host_path: disk.clone(),
-        container_path: "/dev/xvda".into(),
-        permissions: permissions.into(),
-    };
-    let asked = cri::ContainerConfig { devices: vec![device("rwm")], ..config(vec![]) };
+    let disk = Disk::attach(8 << 20);
+    let asked = cri::ContainerConfig { devices: vec![disk.device("rwm")], ..config(vec![]) };
     let id = start(&client, &pod, asked).await;
     shell(&client, &id, "test -b /dev/xvda; echo from the guest | dd of=/dev/xvda bs=512 conv=sync,fsync").await;
     client.remove(&id).await.unwrap();
-    assert!(fs::read(&file).unwrap().starts_with(b"from the guest\n"));
-    let asked = cri::ContainerConfig { devices: vec![device("r")], ..config(vec![]) };
+    assert!(disk.content().starts_with(b"from the guest\n"));
+    let asked = cri::ContainerConfig { devices: vec![disk.device("r")], ..config(vec![]) };
     let id = start(&client, &pod, asked).await;
     assert_eq!(shell(&client, &id, "head -n 1 /dev/xvda").await, "from the guest\n");
     refused(&client, &id, "dd if=/dev/zero of=/dev/xvda bs=512 count=1 conv=fsync").await;
     client.remove_pod(&pod).await.unwrap();
-    host("losetup", &["--detach", &disk]);
+    disk.detach();
 }

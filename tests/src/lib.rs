@@ -3,5 +3,6 @@
 
 pub mod client;
 pub mod daemon;
+pub mod disk;
 pub mod host;
 pub mod streaming;
