@@ -250,13 +250,15 @@ async fn what_cannot_be_mounted_is_refused_by_its_field() {
         propagation: cri::MountPropagation::PropagationBidirectional.into(),
         ..mount(directory.path(), "/data")
     };
-    let mapping = cri::IdMapping { host_id: 100_000, container_id: 0, length: 65_536 };
-    let mapped = cri::Mount { uid_mappings: vec![mapping], ..mount(directory.path(), "/data") };
+    let mapping = vec![cri::IdMapping { host_id: 100_000, container_id: 0, length: 65_536 }];
+    let halved = cri::Mount { uid_mappings: mapping.clone(), ..mount(directory.path(), "/data") };
+    let mapped = cri::Mount { gid_mappings: mapping, ..halved.clone() };
     for (mount, field, word) in [
         (mount(&socket, "/run/socket"), "config.mounts[1].host_path", "socket"),
         (mount(Path::new("/dev/null"), "/null"), "config.mounts[1].host_path", "character device"),
         (both, "config.mounts[1].propagation", "HostToContainer"),
-        (mapped, "config.mounts[1].uidMappings", "hostUsers"),
+        (halved, "config.mounts[1].uidMappings", "mapped together"),
+        (mapped, "config.mounts[1].uidMappings", "the pod is in no user namespace"),
     ] {
         let asked = config(vec![self::mount(directory.path(), "/first"), mount]);
         let error = client.create_as(&pod, asked).await.unwrap_err();
