@@ -27,6 +27,7 @@ mod pod_init;
 mod port_forward;
 mod power;
 mod process;
+mod random;
 mod reaper;
 mod sandbox;
 mod serve;

@@ -1,5 +1,5 @@
-//! What makes the generic guest into one pod's: its name, its files, its kernel
-//! parameters, its clock and its scratch disk. And the end of it all.
+//! What makes the generic guest into one pod's: its random numbers, its name, its files, its
+//! kernel parameters, its clock and its scratch disk. And the end of it all.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -21,6 +21,7 @@ use crate::namespaces::{PodNamespaces, as_user};
 use crate::paths::{CGROUPS, POD_CGROUP};
 use crate::patience::scaled;
 use crate::pod_init::PodPids;
+use crate::random;
 
 /// How long containers may take to end when the guest is shut down.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -79,6 +80,7 @@ impl Agent {
     }
 
     fn configure(&self, request: &ConfigureSandboxRequest) -> Result<()> {
+        random::start_over(&request.entropy)?;
         let sysctls = request.sysctls.iter().map(|(name, value)| Ok((sysctl_path(name)?, value)));
         let sysctls = sysctls.collect::<Result<Vec<_>>>()?;
         let ids = request.user_namespace.as_ref().map(IdMap::parse).transpose()?;

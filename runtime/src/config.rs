@@ -139,6 +139,7 @@ impl Config {
             ("run", &self.run),
             ("guest.kernel", &self.guest.kernel),
             ("guest.initramfs", &self.guest.initramfs),
+            ("guest.template_directory", &self.guest.template_directory),
             ("network.conf_directory", &self.network.conf_directory),
             ("network.netns_directory", &self.network.netns_directory),
         ];
@@ -157,6 +158,7 @@ impl Config {
             ("guest.vcpus", u64::from(self.guest.vcpus), 1..=64),
             ("guest.max_vcpus", u64::from(self.guest.max_vcpus), u64::from(self.guest.vcpus)..=64),
             ("guest.scratch_mib", self.guest.scratch_mib, 16..=16 << 20),
+            ("guest.templates", self.guest.templates.into(), 0..=64),
             ("guest.boot_seconds", self.guest.boot_seconds, 1..=3600),
             ("guest.call_seconds", self.guest.call_seconds, 1..=3600),
             ("network.networks", self.network.networks as u64, 1..=16),
@@ -232,6 +234,17 @@ impl Config {
         key("Virtual CPUs of a guest whose pod names none.", "guest.vcpus", toml(guest.vcpus));
         key("Most virtual CPUs of a guest.", "guest.max_vcpus", toml(guest.max_vcpus));
         key("Size in MiB of a pod's writable disk; the file is sparse.", "guest.scratch_mib", toml(guest.scratch_mib));
+        key(
+            "How many sizes of guests are kept saved, to be cloned instead of booted: about 50 MiB each, which their \
+             clones share. 0 to boot every guest.",
+            "guest.templates",
+            toml(guest.templates),
+        );
+        key(
+            "Directory of saved guests; belongs on a tmpfs, and may be shared with other daemons.",
+            "guest.template_directory",
+            toml(&guest.template_directory),
+        );
         key("Seconds a guest may take to a ready agent.", "guest.boot_seconds", toml(guest.boot_seconds));
         key("Seconds for one call to the agent, or to power off.", "guest.call_seconds", toml(guest.call_seconds));
         let network = &self.network;

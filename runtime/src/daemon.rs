@@ -44,6 +44,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let program = std::env::current_exe().context("find this program")?;
     let store = ImageStore::open_with(&config.root.join("images"), config.image_options())?;
     let manager = Manager::open(config.manager(program)).await?;
+    manager.prepare_template();
     let streaming = Server::bind(config.streaming.options(config.timeout_scale)).await?;
     let door = streaming.door();
     let listener = listen(&config.socket)?;

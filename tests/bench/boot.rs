@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use nacelle_vmm::config::MachineConfig;
+use nacelle_vmm::config::{MachineConfig, Start};
 
 use crate::Setting;
 use crate::report::Report;
@@ -42,14 +42,14 @@ pub struct Guest {
     pub process: Child,
     /// Milliseconds from exec to ready.
     pub ready_after: f64,
-    _directory: tempfile::TempDir,
+    pub(crate) _directory: tempfile::TempDir,
 }
 
 impl Guest {
     /// Ours.
     pub fn nacelle(setting: &Setting) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("b").tempdir_in("/tmp")?;
-        let (config, mut command) = ours(setting, directory.path())?;
+        let (config, mut command) = ours(setting, directory.path(), Start::Boot)?;
         let port = nacelle_proto::stdio::READY_PORT;
         let listener = UnixListener::bind(MachineConfig::vsock_listener(&config.vsock, port))?;
         let begun = Instant::now();
@@ -91,7 +91,7 @@ impl Guest {
 }
 
 /// A guest of ours with its files in `directory`, and the command that starts it.
-pub fn ours(setting: &Setting, directory: &Path) -> Result<(MachineConfig, Command)> {
+pub fn ours(setting: &Setting, directory: &Path, start: Start) -> Result<(MachineConfig, Command)> {
     let path = |name: &str| directory.join(name);
     let config = MachineConfig {
         id: "bench".into(),
@@ -103,6 +103,7 @@ pub fn ours(setting: &Setting, directory: &Path) -> Result<(MachineConfig, Comma
         vsock: path("vsock"),
         control: path("control"),
         console: path("console"),
+        start,
     };
     std::fs::write(path("vmm.json"), serde_json::to_vec(&config)?)?;
     let mut command = Command::new(&setting.nacelle);
@@ -127,7 +128,7 @@ pub fn peer(setting: &Setting, machine: &str, words: &str) -> Command {
 }
 
 /// Waits for the agent's connection, or for the end of the VMM.
-fn accept(listener: &UnixListener, process: &mut Child, console: &Path) -> Result<()> {
+pub fn accept(listener: &UnixListener, process: &mut Child, console: &Path) -> Result<()> {
     let pid = rustix::process::Pid::from_raw(i32::try_from(process.id())?).context("a pid")?;
     let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
     let mut fds = [

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nacelle_tests::client::limit;
+use nacelle_vmm::config::Start;
 use nacelle_vmm::control::{Access, Client, ClientError, Request, Response};
 use tempfile::TempDir;
 
@@ -155,7 +156,7 @@ fn connect(processes: &mut [Child]) -> Result<TcpStream> {
 }
 
 fn nacelle(setting: &Setting, directory: &TempDir, share: Option<&Path>, processes: &mut Processes) -> Result<()> {
-    let (config, mut command) = boot::ours(setting, directory.path())?;
+    let (config, mut command) = boot::ours(setting, directory.path(), Start::Boot)?;
     processes.0.push(command.spawn().with_context(|| format!("start {}", setting.nacelle.display()))?);
     let mut client = Client::connect(&config.control, Instant::now() + limit(20))?;
     let mut call = |request: Request, files: &[File]| -> Result<Response, ClientError> {

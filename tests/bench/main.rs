@@ -2,6 +2,7 @@
 //! by `hack/bench`, which puts the programs into place.
 
 mod boot;
+mod clone;
 mod container;
 mod exec;
 mod fs;
@@ -57,6 +58,7 @@ async fn main() -> Result<()> {
     for name in names {
         let reports: Vec<Report> = match name.as_str() {
             "boot" => vec![boot::run(&setting)?],
+            "clone" => vec![clone::run(&setting)?],
             "start" => vec![start::run(&setting).await?],
             "exec" => vec![exec::run(setting.rounds).await?],
             "container" => vec![container::run(setting.rounds).await?],
@@ -64,7 +66,7 @@ async fn main() -> Result<()> {
             "fs" => fs::run(&setting)?,
             "net" => net::run(&setting)?,
             "pods" => vec![pods::run(setting.rounds).await?],
-            _ => bail!("no benchmark {name:?}: there are boot, container, exec, fs, memory, net, pods, start"),
+            _ => bail!("no benchmark {name:?}: there are boot, clone, container, exec, fs, memory, net, pods, start"),
         };
         for report in reports {
             report.print(json);

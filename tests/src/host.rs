@@ -17,7 +17,8 @@ pub fn vmm_processes(run: &Path) -> Vec<(i32, String)> {
     found
 }
 
-/// Everything of pods that is there: processes, directories, cgroups, mounts.
+/// Everything of pods that is there: processes, directories, cgroups, mounts. A template that
+/// the daemon is making meanwhile is of no pod.
 pub fn leftovers(root: &Path, run: &Path) -> Vec<String> {
     let mut found: Vec<_> =
         vmm_processes(run).into_iter().map(|(pid, command)| format!("process {pid}: {command}")).collect();
@@ -31,6 +32,7 @@ pub fn leftovers(root: &Path, run: &Path) -> Vec<String> {
             found.push(format!("mount {mount}"));
         }
     }
+    found.retain(|thing| !thing.contains("/pods/template-"));
     found
 }
 

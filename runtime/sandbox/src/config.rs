@@ -31,6 +31,11 @@ pub struct GuestConfig {
     pub max_vcpus: u8,
     /// Size in MiB of the pod's writable disk. The file is sparse: it costs what is written.
     pub scratch_mib: u64,
+    /// How many sizes of guests are kept saved, to be cloned; 0 to boot every guest.
+    pub templates: u16,
+    /// Directory of those, which daemons may share. What is in it is the memory of guests: it
+    /// belongs on a tmpfs.
+    pub template_directory: PathBuf,
     /// Seconds a guest may take from the start of its VMM to a ready agent.
     pub boot_seconds: u64,
     /// Seconds the agent may take for one call, and the guest for its shutdown.
@@ -49,6 +54,8 @@ impl Default for GuestConfig {
             vcpus: 1,
             max_vcpus: 64,
             scratch_mib: 10 * 1024,
+            templates: 0,
+            template_directory: "/run/nacelle/templates".into(),
             boot_seconds: 30,
             call_seconds: 30,
         }

@@ -36,6 +36,7 @@ mod spec;
 mod stats;
 mod stdin;
 mod sweep;
+mod templates;
 mod user_namespace;
 mod vm;
 mod volumes;

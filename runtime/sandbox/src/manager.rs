@@ -22,7 +22,9 @@ use crate::model::{
 };
 use crate::record::SandboxRecord;
 use crate::sandbox::Sandbox;
+use crate::sizing::GuestSize;
 use crate::spec::ImageDefaults;
+use crate::templates::Templates;
 use crate::{Error, ManagerConfig, Result, scratch, signal, sweep, user_namespace};
 
 /// The way in. Cheap to clone.
@@ -34,6 +36,7 @@ pub struct Manager {
 #[derive(Debug)]
 struct Shared {
     config: Arc<ManagerConfig>,
+    templates: Templates,
     network: Network,
     layout: Layout,
     events: Events,
@@ -67,10 +70,12 @@ impl Manager {
             .await
             .map_err(|e| Error::Internal(e.to_string()))??;
         let config = Arc::new(config);
+        let templates = Templates::open(config.clone(), layout.clone());
         let network = Network::new(config.network.clone(), config.timeout_scale);
         let events = Events::default();
         let shared = Shared {
             config: config.clone(),
+            templates: templates.clone(),
             network: network.clone(),
             layout: layout.clone(),
             events: events.clone(),
@@ -78,7 +83,7 @@ impl Manager {
             _lock: lock,
         };
         let manager = Self { shared: Arc::new(shared) };
-        for sandbox in sweep::restore(&config, &network, &events, &layout).await? {
+        for sandbox in sweep::restore(&templates, &network, &events, &layout).await? {
             let mut index = manager.index();
             let status = sandbox.status();
             index.names.insert(sandbox_name(&status.config), sandbox.id.clone());
@@ -90,6 +95,12 @@ impl Manager {
             index.sandboxes.insert(sandbox.id.clone(), sandbox);
         }
         Ok(manager)
+    }
+
+    /// Makes sure that pods without limits have a guest to be cloned from. Returns at once:
+    /// until there is one, they wait for it.
+    pub fn prepare_template(&self) {
+        self.shared.templates.prepare(GuestSize::without_limits(&self.shared.config.guest));
     }
 
     /// The networks that pods join.
@@ -123,9 +134,9 @@ impl Manager {
             let mut index = self.index();
             index.reserve(&name, &id)?;
             let paths = self.shared.layout.pod(&id);
-            let (config, network, events) =
-                (self.shared.config.clone(), self.shared.network.clone(), self.shared.events.clone());
-            let sandbox = Sandbox::new(config, network, events, paths, record);
+            let (templates, network, events) =
+                (self.shared.templates.clone(), self.shared.network.clone(), self.shared.events.clone());
+            let sandbox = Sandbox::new(templates, network, events, paths, record);
             index.sandboxes.insert(id.clone(), sandbox.clone());
             sandbox
         };

@@ -30,6 +30,7 @@ use crate::model::{ContainerState, ContainerStatus, SandboxState, SandboxStatus}
 use crate::queue::Queue;
 use crate::record::{self, SandboxRecord};
 use crate::stats::Rates;
+use crate::templates::Templates;
 use crate::vm::Vm;
 use crate::{Error, ManagerConfig, Result};
 
@@ -44,6 +45,7 @@ pub struct Sandbox {
     /// Orders the operations on it.
     pub queue: Queue,
     manager: Arc<ManagerConfig>,
+    templates: Templates,
     network: Network,
     paths: PodPaths,
     agent: Agent,
@@ -65,17 +67,19 @@ struct Inner {
 impl Sandbox {
     /// A sandbox as its record says; nothing is done yet.
     pub fn new(
-        manager: Arc<ManagerConfig>,
+        templates: Templates,
         network: Network,
         events: Events,
         paths: PodPaths,
         record: SandboxRecord,
     ) -> Arc<Self> {
+        let manager = templates.config().clone();
         let agent = Agent::new(paths.vsock(), manager.call_deadline());
         Arc::new_cyclic(|me| Self {
             id: record.id.clone(),
             queue: Queue::new(),
             manager,
+            templates,
             network,
             paths,
             agent,

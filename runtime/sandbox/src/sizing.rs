@@ -16,7 +16,7 @@ const SHARES_PER_CPU: u64 = 1024;
 const MIB: u64 = 1 << 20;
 
 /// Size of a guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct GuestSize {
     /// Memory in MiB.
     pub memory_mib: u64,
@@ -25,6 +25,11 @@ pub struct GuestSize {
 }
 
 impl GuestSize {
+    /// Of the guest for a pod of which nothing is known.
+    pub fn without_limits(guest: &GuestConfig) -> Self {
+        Self { memory_mib: guest.memory_mib, vcpus: guest.vcpus }
+    }
+
     /// Of the guest for this pod.
     ///
     /// # Errors

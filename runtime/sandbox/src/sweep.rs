@@ -18,11 +18,12 @@ use crate::layout::{Layout, PodPaths};
 use crate::model::SandboxState;
 use crate::record::{self, ContainerRecord, SandboxRecord};
 use crate::sandbox::Sandbox;
-use crate::{Error, ManagerConfig, Result};
+use crate::templates::Templates;
+use crate::{Error, Result};
 
 /// Returns the sandboxes that are there after all of this.
 pub async fn restore(
-    config: &Arc<ManagerConfig>,
+    templates: &Templates,
     network: &Network,
     events: &Events,
     layout: &Layout,
@@ -40,8 +41,8 @@ pub async fn restore(
     let orphans = remove_unowned(network, layout, &owned).await;
     let mut tasks = JoinSet::new();
     for (paths, record) in records {
-        let (config, network, events) = (config.clone(), network.clone(), events.clone());
-        tasks.spawn(async move { restore_one(config, network, events, paths, record).await });
+        let (templates, network, events) = (templates.clone(), network.clone(), events.clone());
+        tasks.spawn(async move { restore_one(templates, network, events, paths, record).await });
     }
     let mut sandboxes = Vec::new();
     while let Some(done) = tasks.join_next().await {
@@ -55,7 +56,7 @@ pub async fn restore(
 }
 
 async fn restore_one(
-    config: Arc<ManagerConfig>,
+    templates: Templates,
     network: Network,
     events: Events,
     paths: PodPaths,
@@ -64,7 +65,7 @@ async fn restore_one(
     let id = record.id.clone();
     let state = record.state;
     let containers = containers(&paths)?;
-    let sandbox = Sandbox::new(config, network, events, paths, record);
+    let sandbox = Sandbox::new(templates, network, events, paths, record);
     if state == SandboxState::Ready {
         match sandbox.adopt(containers.clone()).await {
             Ok(()) => return Ok(sandbox),

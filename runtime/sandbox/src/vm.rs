@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nacelle_vmm::config::MachineConfig;
+use nacelle_vmm::config::{MachineConfig, Start};
 use nacelle_vmm::control::{Access, Client, Request, Response};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use tokio::io::unix::AsyncFd;
@@ -56,6 +56,15 @@ impl std::fmt::Display for End {
 const OUT_OF_MEMORY: &str = "the host's out-of-memory killer ended its VMM: the pod came to the memory limit of its \
                              cgroup on the host, or the host has no more";
 
+/// What tells that a guest's agent is ready.
+#[derive(Debug)]
+pub enum Sign {
+    /// Its ready line, on this socket.
+    Line(UnixListener),
+    /// That the machine runs: the agent of a clone has been ready before.
+    Runs,
+}
+
 /// A running (or ended) VMM.
 #[derive(Debug)]
 pub struct Vm {
@@ -74,8 +83,16 @@ impl Vm {
         id: &str,
         paths: &PodPaths,
         size: GuestSize,
+        start: Start,
         cgroup: Option<&Cgroup>,
-    ) -> Result<Self> {
+    ) -> Result<(Self, Sign)> {
+        let sign = match start {
+            Start::Clone(_) => Sign::Runs,
+            Start::Boot | Start::Template(_) => {
+                let socket = paths.ready_socket();
+                Sign::Line(UnixListener::bind(&socket).map_err(Error::io("listen on", &socket))?)
+            }
+        };
         let machine = MachineConfig {
             id: id.into(),
             kernel: config.guest.kernel.clone(),
@@ -86,6 +103,7 @@ impl Vm {
             vsock: paths.vsock(),
             control: paths.control(),
             console: paths.console(),
+            start,
         };
         let text = serde_json::to_vec(&machine).map_err(|e| Error::Internal(e.to_string()))?;
         fs::write(paths.vmm_config(), text).map_err(Error::io("write", paths.vmm_config()))?;
@@ -103,6 +121,7 @@ impl Vm {
         let start_time = start_time(pid).ok_or_else(|| Error::Internal(format!("process {pid} has no stat")))?;
         Self::attach(config, id, paths, cgroup.cloned(), ProcessId { pid, start_time })
             .ok_or_else(|| Error::Internal(format!("process {pid} cannot be held")))
+            .map(|vm| (vm, sign))
     }
 
     /// Takes hold of the VMM of an earlier daemon, if it still runs.
@@ -149,15 +168,24 @@ impl Vm {
         end.unwrap_or_else(|| End::new("its end was not observed", None))
     }
 
-    /// Waits on `listener` (bound before the start) for the agent's ready line.
-    pub async fn ready(&self, listener: UnixListener, deadline: Duration) -> Result<()> {
+    /// Waits for the sign that the agent is ready.
+    pub async fn ready(&self, sign: Sign, deadline: Duration) -> Result<()> {
         let failed = |reason: String| Error::Boot { id: self.id.clone(), reason, console: self.console() };
-        tokio::select! {
-            line = announcement(&listener) => match line {
-                Ok(line) if line.starts_with("ready ") => Ok(()),
+        let seen = async {
+            let Sign::Line(listener) = sign else {
+                return self.call("start the machine", Request::Status, Vec::new()).await.map(drop);
+            };
+            match announcement(&listener).await {
+                Ok(line) if line.starts_with("ready ") => {
+                    let _ = fs::remove_file(self.paths.ready_socket());
+                    Ok(())
+                }
                 Ok(line) => Err(failed(format!("the agent said {line:?} instead of being ready"))),
                 Err(error) => Err(failed(format!("waiting for the agent: {error}"))),
-            },
+            }
+        };
+        tokio::select! {
+            result = seen => result,
             end = self.wait_exit() => Err(failed(end.reason)),
             () = tokio::time::sleep(deadline) => Err(failed(format!(
                 "the agent was not ready within {deadline:?}; if the host is slow, raise guest.boot_seconds or timeout_scale"
@@ -206,6 +234,13 @@ impl Vm {
     /// Takes a volume away. One that is not there is fine.
     pub async fn remove_volume(&self, name: String) -> Result<()> {
         self.call("remove a volume", Request::RemoveVolume { name }, Vec::new()).await.map(drop)
+    }
+
+    /// Saves the machine, a template, and waits until it has ended.
+    pub async fn save(&self) -> Result<()> {
+        self.call("save the machine", Request::Save, Vec::new()).await?;
+        self.wait_or_kill(self.call_deadline).await;
+        Ok(())
     }
 
     /// Takes a device off the guest's bus.

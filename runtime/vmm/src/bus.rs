@@ -5,8 +5,9 @@
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use vm_superio::Trigger;
-use vm_superio::serial::{NoEvents, Serial};
+use vm_superio::serial::{NoEvents, Serial, SerialState};
 
 use crate::console::Ring;
 use crate::exit::{self, Exit};
@@ -37,6 +38,14 @@ impl Trigger for NoInterrupt {
     }
 }
 
+/// What the guest has set up on the bus itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BusState {
+    /// The serial port's registers, in the order of [`SerialState`].
+    serial: [u8; 9],
+    pci_address: u32,
+}
+
 /// The whole of it.
 pub struct Bus {
     serial: Mutex<Serial<NoInterrupt, NoEvents, Ring>>,
@@ -47,6 +56,47 @@ impl Bus {
     /// A bus with a serial port that writes to `console`, and the devices of `pci`.
     pub fn new(console: Ring, pci: Arc<PciBus>) -> Self {
         Self { serial: Mutex::new(Serial::new(NoInterrupt, console)), pci }
+    }
+
+    /// What [`Bus::restore`] needs. What the guest was sent on its serial port, which is
+    /// nothing, is not part of it.
+    pub fn state(&self) -> BusState {
+        let state = self.serial.lock().unwrap_or_else(PoisonError::into_inner).state();
+        BusState {
+            serial: [
+                state.baud_divisor_low,
+                state.baud_divisor_high,
+                state.interrupt_enable,
+                state.interrupt_identification,
+                state.line_control,
+                state.line_status,
+                state.modem_control,
+                state.modem_status,
+                state.scratch,
+            ],
+            pci_address: self.pci.address(),
+        }
+    }
+
+    /// The same bus, as the guest of another has set it up; none if no guest can have.
+    pub fn restore(console: Ring, pci: Arc<PciBus>, state: &BusState) -> Option<Self> {
+        let [low, high, enable, identification, line_control, line_status, modem_control, modem_status, scratch] =
+            state.serial;
+        let serial = SerialState {
+            baud_divisor_low: low,
+            baud_divisor_high: high,
+            interrupt_enable: enable,
+            interrupt_identification: identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+            in_buffer: Vec::new(),
+        };
+        pci.set_address(&state.pci_address.to_le_bytes());
+        let serial = Serial::from_state(&serial, NoInterrupt, NoEvents, console).ok()?;
+        Some(Self { serial: Mutex::new(serial), pci })
     }
 
     /// The guest wrote `data` to `port`; several items of a string instruction follow

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// A machine to boot. Written as JSON; `nacelle vmm --config FILE` reads it.
+/// A machine to run. Written as JSON; `nacelle vmm --config FILE` reads it.
 ///
 /// All paths are absolute. The sockets and the console ring are created by the VMM and
 /// must not exist before.
@@ -32,6 +32,35 @@ pub struct MachineConfig {
     pub control: PathBuf,
     /// File that holds the end of the guest's serial console, see [`crate::console`].
     pub console: PathBuf,
+    /// How the machine comes to run.
+    #[serde(default)]
+    pub start: Start,
+}
+
+/// How a machine comes to run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Start {
+    /// Its kernel boots.
+    #[default]
+    Boot,
+    /// Its kernel boots, with the memory in a file, so that the machine can be saved to these
+    /// files by [`crate::control::Request::Save`]. They must not exist before.
+    Template(SavedFiles),
+    /// It goes on where a machine of the same size stopped that was saved to these files.
+    /// Nothing of what it does goes back to them. Neither kernel nor initramfs is read.
+    Clone(SavedFiles),
+}
+
+/// A saved machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SavedFiles {
+    /// The guest's memory. Takes as much space as the guest has used; nobody may write to it
+    /// while a machine runs that started from it.
+    pub memory: PathBuf,
+    /// Everything else, as the version of the VMM that saved it understands it.
+    pub state: PathBuf,
 }
 
 impl MachineConfig {

@@ -25,6 +25,8 @@ pub enum Exit {
     PoweredOff,
     /// A client of the control socket, or a signal, ended the machine. Exit code 0.
     Stopped,
+    /// The machine was saved, as a client of the control socket asked. Exit code 0.
+    Saved,
     /// The guest's kernel asked for a reset: it panicked or rebooted. Exit code 3.
     Reset,
     /// The guest's processor shut down after a triple fault. Exit code 4.
@@ -41,7 +43,7 @@ impl Exit {
     #[must_use]
     pub fn code(&self) -> i32 {
         match self {
-            Self::PoweredOff | Self::Stopped => 0,
+            Self::PoweredOff | Self::Stopped | Self::Saved => 0,
             Self::Reset => 3,
             Self::TripleFault => 4,
             Self::Failed(_) => 5,
@@ -54,6 +56,7 @@ impl fmt::Display for Exit {
         match self {
             Self::PoweredOff => f.write_str("guest powered off"),
             Self::Stopped => f.write_str("machine stopped on request"),
+            Self::Saved => f.write_str("machine saved on request"),
             Self::Reset => f.write_str("guest kernel reset the machine: it panicked or rebooted, its console says why"),
             Self::TripleFault => f.write_str("guest processor triple-faulted"),
             Self::Failed(reason) => write!(f, "KVM cannot run the guest any further: {reason}"),

@@ -11,6 +11,9 @@
 //!
 //! [`run_jailed`], which the process of a pod calls, leaves the host behind before that: see `jail`.
 //!
+//! A machine may also start where another stopped that was saved, see [`config::Start`]: its
+//! memory is then the saved one's, copied page by page as the guest writes to it.
+//!
 //! What a guest does can cost that guest its devices or its life, never the VMM its
 //! integrity: guest memory, queues and registers are hostile input everywhere.
 //!
@@ -36,6 +39,7 @@ mod layout;
 mod machine;
 mod memory;
 pub mod pci;
+mod saved;
 mod sys;
 
 use std::error::Error as StdError;

@@ -1,5 +1,7 @@
 //! The machine as a whole: built from its configuration, served until it ends.
 
+mod origin;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
@@ -13,26 +15,28 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::boot::{self, BootError};
+use crate::boot::BootError;
 use crate::bus::Bus;
-use crate::config::MachineConfig;
+use crate::config::{MachineConfig, Start};
 use crate::console::{ConsoleError, Ring};
 use crate::control::server::{Incoming, Server, ServerError};
 use crate::control::{Request, Response};
 use crate::cpu::{self, CpuError, End, Running, Vcpu};
 use crate::devices::virtio::block::{Block, Disk};
-use crate::devices::virtio::device::VirtioDevice;
+use crate::devices::virtio::device::{DeviceError, VirtioDevice};
 use crate::devices::virtio::fs::{Access, Fs, Volumes};
 use crate::devices::virtio::net::{Net, Tap};
 use crate::devices::virtio::rng::Rng;
-use crate::devices::virtio::vsock::{Vsock, VsockError};
+use crate::devices::virtio::vsock::VsockError;
 use crate::event_loop::{EventLoop, Mode, Source, Token};
 use crate::exit::Exit;
 use crate::interrupts::Routes;
 use crate::jail::{self, JailError};
 use crate::memory::{self, MemoryError};
 use crate::pci::{BusError, PciBus, VirtioPci};
+use crate::saved::SavedError;
 use crate::{chain, layout, report, sys};
+use origin::{Origin, Template};
 
 const MEMORY_MIB: std::ops::RangeInclusive<u64> = 32..=1_048_576;
 const VCPUS: std::ops::RangeInclusive<u8> = 1..=64;
@@ -78,6 +82,12 @@ pub enum Error {
     /// See there.
     #[error(transparent)]
     Vsock(#[from] VsockError),
+    /// See there.
+    #[error(transparent)]
+    Saved(#[from] SavedError),
+    /// The saved state of a device makes no sense.
+    #[error("cannot restore a device")]
+    Restore(#[from] DeviceError),
     /// See there.
     #[error(transparent)]
     Jail(#[from] JailError),
@@ -127,7 +137,7 @@ pub fn run_jailed(config: &MachineConfig) -> Result<Exit, Error> {
 fn build_and_serve(config: &MachineConfig) -> Result<Exit, Error> {
     let (machine, vcpus, bus) = Machine::build(config)?;
     jail::filter::confine()?;
-    machine.serve(vcpus, &bus)
+    machine.serve(vcpus, bus)
 }
 
 fn check(config: &MachineConfig) -> Result<(), Error> {
@@ -138,7 +148,11 @@ fn check(config: &MachineConfig) -> Result<(), Error> {
         return Err(Error::Config(format!("vcpus is {}, it must be 1 to 64", config.vcpus)));
     }
     let paths = [&config.kernel, &config.initramfs, &config.vsock, &config.control, &config.console];
-    match paths.into_iter().find(|path| !path.is_absolute()) {
+    let saved = match &config.start {
+        Start::Boot => None,
+        Start::Template(files) | Start::Clone(files) => Some([&files.memory, &files.state]),
+    };
+    match paths.into_iter().chain(saved.into_iter().flatten()).find(|path| !path.is_absolute()) {
         Some(path) => Err(Error::Config(format!("the path {} must be absolute", path.display()))),
         None => Ok(()),
     }
@@ -164,6 +178,10 @@ struct Machine {
     has_random_source: bool,
     /// The device of volumes and what it shows, once there is one.
     volumes: Option<(u8, Arc<Volumes>)>,
+    /// What it takes to save it.
+    template: Option<Template>,
+    /// The client that asked for it to be saved.
+    saving: Option<u64>,
     control: Server,
     clients: BTreeMap<u64, Token>,
     ended: Arc<Mutex<Option<Exit>>>,
@@ -208,21 +226,18 @@ pub(crate) fn create_vm() -> Result<(Kvm, VmFd), Error> {
     Ok((kvm, vm))
 }
 
-/// Makes the virtual machine, and its memory with the kernel in it: at the same time, for
-/// the host's kernel spends milliseconds of the first in waiting for grace periods.
-fn create_and_load(config: &MachineConfig) -> Result<((Kvm, VmFd), GuestMemoryMmap, u64), Error> {
+/// Makes the virtual machine, and its memory with what the guest starts from: at the same
+/// time, for the host's kernel spends milliseconds of the first in waiting for grace periods.
+fn create_and_load(config: &MachineConfig) -> Result<((Kvm, VmFd), GuestMemoryMmap, Origin), Error> {
     thread::scope(|scope| {
         let creation = thread::Builder::new()
             .name("create-vm".into())
             .spawn_scoped(scope, create_vm)
             .map_err(host("start a thread"))?;
-        let loaded = memory::map(config.memory_mib).map_err(Error::from).and_then(|memory| {
-            let entry = boot::prepare(&memory, config)?;
-            Ok((memory, entry))
-        });
+        let loaded = Origin::load(config);
         let created = creation.join().map_err(|_| host("create a virtual machine")(io::Error::other("panic")))??;
-        let (memory, entry) = loaded?;
-        Ok((created, memory, entry))
+        let (memory, origin) = loaded?;
+        Ok((created, memory, origin))
     })
 }
 
@@ -230,15 +245,13 @@ impl Machine {
     fn build(config: &MachineConfig) -> Result<(Self, Vec<Vcpu>, Arc<Bus>), Error> {
         let signals = sys::termination_signals().map_err(host("set up signal handling"))?;
         sys::install_kick_handler().map_err(host("set up signal handling"))?;
-        let ((kvm, vm), memory, entry) = create_and_load(config)?;
+        let ((kvm, vm), memory, origin) = create_and_load(config)?;
         memory::register(&vm, &memory)?;
 
-        let template = cpu::Template::read(&kvm).map_err(setup("read the processor features that KVM supports"))?;
+        let features = cpu::Template::read(&kvm).map_err(setup("read the processor features that KVM supports"))?;
         let vcpus =
-            (0..config.vcpus).map(|id| Vcpu::new(&vm, &template, id, config.vcpus)).collect::<Result<Vec<_>, _>>()?;
-        if let Some(first) = vcpus.first() {
-            first.boot(&memory, entry)?;
-        }
+            (0..config.vcpus).map(|id| Vcpu::new(&vm, &features, id, config.vcpus)).collect::<Result<Vec<_>, _>>()?;
+        origin.set_processors(&vm, &vcpus, &memory)?;
 
         let routes = Arc::new(Routes::new(Arc::new(vm)));
         let pci = Arc::new(PciBus::new(Arc::clone(&routes)));
@@ -246,11 +259,11 @@ impl Machine {
             pci.collect_addresses(first.fd()).map_err(host("collect port writes"))?;
         }
         let console = Ring::create(&config.console)?;
-        let bus = Arc::new(Bus::new(console, Arc::clone(&pci)));
+        let bus = Arc::new(origin.bus(console, &pci)?);
 
         let control = Server::listen(&config.control)?;
         let mut sockets = vec![Removed(config.control.clone())];
-        let vsock = Vsock::new(&config.vsock)?;
+        let vsock = origin.vsock(&config.vsock)?;
         sockets.push(Removed(config.vsock.clone()));
 
         let mut events = EventLoop::new().map_err(host("create an epoll instance"))?;
@@ -271,6 +284,8 @@ impl Machine {
             watched: BTreeMap::new(),
             has_random_source: false,
             volumes: None,
+            template: Template::of(config, &kvm)?,
+            saving: None,
             control,
             clients: BTreeMap::new(),
             ended: Arc::default(),
@@ -278,7 +293,8 @@ impl Machine {
             _signals: signals,
             _sockets: sockets,
         };
-        machine.add_device(Box::new(vsock))?;
+        let slot = machine.add_device(Box::new(vsock))?;
+        origin.restore_vsock(&machine.pci, slot)?;
         Ok((machine, vcpus, bus))
     }
 
@@ -334,11 +350,11 @@ impl Machine {
     }
 
     /// Starts the processors and handles events until the machine ends.
-    fn serve(mut self, vcpus: Vec<Vcpu>, bus: &Arc<Bus>) -> Result<Exit, Error> {
+    fn serve(mut self, vcpus: Vec<Vcpu>, bus: Arc<Bus>) -> Result<Exit, Error> {
         let end = self.end();
         let mut running = Vec::new();
         let mut result = vcpus.into_iter().try_for_each(|vcpu| {
-            running.push(vcpu.start(Arc::clone(bus), Arc::clone(&end))?);
+            running.push(vcpu.start(Arc::clone(&bus), Arc::clone(&end))?);
             Ok(())
         });
         let mut ready = Vec::new();
@@ -358,8 +374,19 @@ impl Machine {
             }
         };
         running.iter().for_each(Running::stop);
-        running.into_iter().for_each(Running::join);
-        exit
+        let stopped: Option<Vec<Vcpu>> = running.into_iter().map(Running::join).collect();
+        match self.saving.take() {
+            None => exit,
+            Some(client) => {
+                let saved = exit.and_then(|_| self.save(stopped.unwrap_or_default(), &bus));
+                let response = match &saved {
+                    Ok(()) => Response::Done,
+                    Err(error) => Response::Error { message: chain(error) },
+                };
+                self.control.answer(client, &response);
+                saved.map(|()| Exit::Saved)
+            }
+        }
     }
 
     /// What ends the machine: the first exit counts.
@@ -402,6 +429,11 @@ impl Machine {
             Incoming::Nothing => return,
             Incoming::Gone => return self.drop_client(number),
             Incoming::Bad(response) => response,
+            // Answered when it is done.
+            Incoming::Request(Request::Save, fds) if fds.is_empty() && self.may_save() => {
+                self.saving = Some(number);
+                return self.end()(Exit::Saved);
+            }
             Incoming::Request(request, fds) => {
                 self.perform(request, fds).unwrap_or_else(|message| Response::Error { message })
             }
@@ -453,6 +485,7 @@ impl Machine {
                 self.volumes.take_if(|(of, _)| *of == slot);
                 Ok(Response::Done)
             }
+            Request::Save => Err("only a template can be saved, and only without devices of a pod".into()),
             Request::Stop => {
                 self.end()(Exit::Stopped);
                 Ok(Response::Done)

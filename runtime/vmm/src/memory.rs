@@ -1,5 +1,6 @@
-//! The guest's memory: one private anonymous mapping, never prefaulted, presented to the
-//! guest below the PCI window and, for what does not fit there, above 4 GiB.
+//! The guest's memory: one mapping, never prefaulted, presented to the guest below the PCI
+//! window and, for what does not fit there, above 4 GiB. It is private and anonymous, unless
+//! the machine is a template or the clone of one: [`Backing`].
 
 use std::fs::File;
 use std::io;
@@ -9,7 +10,8 @@ use kvm_ioctls::VmFd;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Address, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
-use crate::{layout, sys};
+use crate::layout;
+use crate::sys::{self, Backing};
 
 /// Guest memory cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -52,9 +54,14 @@ fn ranges(mib: u64) -> Vec<(u64, u64)> {
 
 /// Makes the memory of a guest with `mib` MiB, at most 1 048 576.
 pub fn map(mib: u64) -> Result<GuestMemoryMmap, MemoryError> {
+    map_backed(mib, Backing::Anonymous)
+}
+
+/// The same, of something. A file must have the memory's size, and keep it.
+pub fn map_backed(mib: u64, backing: Backing<'_>) -> Result<GuestMemoryMmap, MemoryError> {
     let failed = |reason: String| MemoryError::Layout { mib, reason };
     let size = usize::try_from(mib << 20).map_err(|e| failed(e.to_string()))?;
-    let start = sys::map_guest_memory(size).map_err(|source| MemoryError::Map { mib, source })?;
+    let start = sys::map_guest_memory(size, backing).map_err(|source| MemoryError::Map { mib, source })?;
     let mut offset = 0;
     let mut regions = Vec::new();
     for (address, size) in ranges(mib) {
@@ -65,7 +72,7 @@ pub fn map(mib: u64) -> Result<GuestMemoryMmap, MemoryError> {
             MmapRegionBuilder::new(size)
                 .with_raw_mmap_pointer(start.as_ptr().add(offset))
                 .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-                .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
+                .with_mmap_flags(backing.flags())
                 .build()
         }
         .map_err(|e| failed(e.to_string()))?;

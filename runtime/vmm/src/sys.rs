@@ -17,32 +17,55 @@ const HUGE_PAGE: usize = 2 << 20;
 /// Shown in `/proc/PID/maps` beside the guest's memory, as `[anon:nacelle-guest]`.
 const GUEST_MEMORY_NAME: &std::ffi::CStr = c"nacelle-guest";
 
-/// Maps `size` bytes of zeroed private memory for a guest, aligned for huge pages and
-/// left out of core dumps. It is never unmapped: it ends with the process.
+/// What a guest's memory comes from.
+#[derive(Debug, Clone, Copy)]
+pub enum Backing<'f> {
+    /// Nothing: it is zero.
+    Anonymous,
+    /// A file, which what the guest writes goes to.
+    File(&'f File),
+    /// A file, which stays as it is: the process has copies of the pages that the guest writes.
+    CopyOf(&'f File),
+}
+
+impl Backing<'_> {
+    /// The flags of its mapping.
+    pub fn flags(self) -> libc::c_int {
+        match self {
+            Self::Anonymous => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            Self::File(_) => libc::MAP_SHARED | libc::MAP_NORESERVE,
+            Self::CopyOf(_) => libc::MAP_PRIVATE | libc::MAP_NORESERVE,
+        }
+    }
+
+    fn descriptor(self) -> libc::c_int {
+        match self {
+            Self::Anonymous => -1,
+            Self::File(file) | Self::CopyOf(file) => file.as_raw_fd(),
+        }
+    }
+}
+
+/// Maps `size` bytes of memory for a guest, aligned for huge pages and left out of core
+/// dumps. It is never unmapped: it ends with the process. A file must have that size.
 ///
 /// The first 2 MiB do not get a huge page: a guest without firmware touches a dozen
 /// pages there, and zeroing the rest would cost more than their faults.
-pub fn map_guest_memory(size: usize) -> io::Result<NonNull<u8>> {
+pub fn map_guest_memory(size: usize, backing: Backing<'_>) -> io::Result<NonNull<u8>> {
     let padded = size.checked_add(HUGE_PAGE).ok_or(io::ErrorKind::OutOfMemory)?;
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let anonymous = Backing::Anonymous.flags();
     // SAFETY: a fresh anonymous mapping at an address of the kernel's choice touches no
     // existing memory.
-    let start = unsafe {
-        libc::mmap(
-            ptr::null_mut(),
-            padded,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-            -1,
-            0,
-        )
-    };
+    let start = unsafe { libc::mmap(ptr::null_mut(), padded, access, anonymous, -1, 0) };
     if start == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
     let before = start.align_offset(HUGE_PAGE);
     let after = HUGE_PAGE - before;
     // SAFETY: `before` < HUGE_PAGE, so all three parts lie inside the mapping just made,
-    // of which nobody else knows. What the advice fails to do is no error.
+    // of which nobody else knows; a file takes the place of the middle one exactly. What the
+    // advice fails to do is no error.
     unsafe {
         let aligned = start.byte_add(before);
         if before > 0 {
@@ -50,6 +73,10 @@ pub fn map_guest_memory(size: usize) -> io::Result<NonNull<u8>> {
         }
         if after > 0 {
             libc::munmap(aligned.byte_add(size), after);
+        }
+        let file = backing.descriptor();
+        if file >= 0 && libc::mmap(aligned, size, access, backing.flags() | libc::MAP_FIXED, file, 0) != aligned {
+            return Err(io::Error::last_os_error());
         }
         libc::madvise(aligned, size, libc::MADV_DONTDUMP);
         libc::madvise(aligned, size.min(HUGE_PAGE), libc::MADV_NOHUGEPAGE);

@@ -4,15 +4,18 @@ use std::fs;
 use std::sync::Arc;
 
 use nacelle_proto::agent::v1 as api;
-use tokio::net::UnixListener;
+use nacelle_vmm::config::Start;
 
 use super::{Sandbox, make_directory, network, remove_directory};
 use crate::cgroup::{self, Cgroup};
 use crate::clock;
 use crate::model::SandboxState;
 use crate::sizing::GuestSize;
-use crate::vm::Vm;
+use crate::vm::{Sign, Vm};
 use crate::{Error, Result, scratch, user_namespace};
+
+/// As much as the guest's generator has state.
+const ENTROPY_BYTES: usize = 32;
 
 impl Sandbox {
     /// Makes the guest. On failure nothing of it is left.
@@ -40,22 +43,27 @@ impl Sandbox {
         if let Some(cgroup) = &cgroup {
             cgroup.limit(&config.resources, &config.overhead)?;
         }
-        let socket = self.paths.ready_socket();
-        let listener = UnixListener::bind(&socket).map_err(Error::io("listen on", &socket))?;
-        let vm = Arc::new(Vm::spawn(&self.manager, &self.id, &self.paths, size, cgroup.as_ref())?);
-        self.lock().vm = Some(vm.clone());
-        self.update(|record| record.vmm = Some(vm.process()))?;
-        // While the guest boots, its disk and its network are made.
+        let origin = self.templates.origin(size).await;
+        let cloned = matches!(origin, Start::Clone(_));
+        let (vm, sign) = self.launch(size, origin, cgroup.as_ref())?;
+        // While the guest starts, its disk and its network are made.
         let disk = self.paths.scratch();
         let copy = tokio::task::spawn_blocking(move || {
             let template = scratch::template(&manager.root.join("templates"), manager.guest.scratch_mib)?;
             scratch::create(&template, &disk)
         });
-        let ready = vm.ready(listener, self.manager.boot_deadline());
+        let ready = vm.ready(sign, self.manager.boot_deadline());
         let (attached, ready) = tokio::join!(self.attach_network(&config, &vm), ready);
         let attached = attached?;
-        ready?;
-        let _ = fs::remove_file(&socket);
+        let vm = match ready {
+            Ok(()) => vm,
+            Err(error) if cloned => {
+                tracing::warn!(sandbox = %self.id, %error, "the guest does not start as a clone: booting it");
+                self.templates.forget(size);
+                self.boot_instead(&vm, size, cgroup.as_ref()).await?
+            }
+            Err(error) => return Err(error),
+        };
         copy.await.map_err(|e| Error::Internal(e.to_string()))??;
         let path = self.paths.scratch();
         let disk = fs::File::options().read(true).write(true).open(&path).map_err(Error::io("open", &path))?;
@@ -74,11 +82,18 @@ impl Sandbox {
             pids_limit: bounds.pids.unwrap_or(0),
             hugepages: config.resources.hugepages.iter().cloned().collect(),
             user_namespace: config.user_namespace.map(user_namespace::request),
+            entropy: entropy()?,
         };
         let mut client = self.agent.client();
         let configured = self.agent.call("configure the sandbox", client.configure_sandbox(request));
         tokio::select! {
-            result = configured => result.map(drop)?,
+            result = configured => {
+                if result.is_err() && cloned {
+                    // It may be the template's fault: the next one boots.
+                    self.templates.forget(size);
+                }
+                result.map(drop)?;
+            }
             end = vm.wait_exit() => {
                 return Err(Error::Boot { id: self.id.clone(), reason: end.reason, console: vm.console() });
             }
@@ -90,6 +105,25 @@ impl Sandbox {
         })?;
         self.watch(vm);
         Ok(())
+    }
+
+    /// Starts the VMM and puts it on record.
+    fn launch(&self, size: GuestSize, origin: Start, cgroup: Option<&Cgroup>) -> Result<(Arc<Vm>, Sign)> {
+        let (vm, sign) = Vm::spawn(&self.manager, &self.id, &self.paths, size, origin, cgroup)?;
+        let vm = Arc::new(vm);
+        self.lock().vm = Some(vm.clone());
+        self.update(|record| record.vmm = Some(vm.process()))?;
+        Ok((vm, sign))
+    }
+
+    /// Boots a guest in place of one that did not start.
+    async fn boot_instead(&self, failed: &Vm, size: GuestSize, cgroup: Option<&Cgroup>) -> Result<Arc<Vm>> {
+        failed.kill().await;
+        remove_directory(&self.paths.run)?;
+        make_directory(&self.paths.run)?;
+        let (vm, sign) = self.launch(size, Start::Boot, cgroup)?;
+        vm.ready(sign, self.manager.boot_deadline()).await?;
+        Ok(vm)
     }
 
     /// Removes what a start that failed has made.
@@ -107,4 +141,14 @@ impl Sandbox {
             tracing::error!(sandbox = %self.id, %error, "left for the sweep at the next start");
         }
     }
+}
+
+/// What the guest's random number generator starts over from: without it, the clones of one
+/// template would draw the same numbers.
+fn entropy() -> Result<Vec<u8>> {
+    let mut bytes = vec![0; ENTROPY_BYTES];
+    let got = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    // The kernel gives as little at once as this in one piece.
+    got.map_err(|error| Error::Internal(format!("the host gives no random numbers: {error}")))?;
+    Ok(bytes)
 }

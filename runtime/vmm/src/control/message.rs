@@ -51,6 +51,9 @@ pub enum Request {
         /// Its device number, from [`Response::Device`].
         slot: u8,
     },
+    /// Saves the machine, which must be a template without devices of a pod, and ends it. The
+    /// guest need not help; whoever is connected to it is cut off.
+    Save,
     /// Ends the machine at once, without the guest's help. Answered before the process
     /// ends.
     Stop,

@@ -1,10 +1,12 @@
-//! Virtual processors: what they are ([`cpuid`]), how they start ([`registers`]), and the
-//! threads that run them ([`vcpu`]).
+//! Virtual processors: what they are ([`cpuid`]), how they start ([`registers`]) or go on
+//! ([`state`]), and the threads that run them ([`vcpu`]).
 
 mod cpuid;
 mod registers;
+mod state;
 mod vcpu;
 
+pub use state::{CpuState, msr_list};
 pub use vcpu::{End, Running, Vcpu};
 
 /// A processor cannot be set up.
@@ -25,6 +27,12 @@ pub enum CpuError {
     Msr {
         /// Which register.
         register: u32,
+        /// Index of the processor.
+        id: u8,
+    },
+    /// Its extended state is larger than what can be saved.
+    #[error("virtual processor {id} has more extended state (AMX) than can be saved")]
+    Extended {
         /// Index of the processor.
         id: u8,
     },

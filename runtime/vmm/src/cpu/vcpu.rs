@@ -8,7 +8,7 @@ use kvm_bindings::kvm_run;
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use vm_memory::GuestMemoryMmap;
 
-use super::{CpuError, cpuid, registers};
+use super::{CpuError, CpuState, cpuid, registers};
 use crate::bus::{Bus, PortWrite};
 use crate::exit::Exit;
 use crate::sys;
@@ -27,7 +27,7 @@ pub struct Vcpu {
 
 /// A processor whose thread runs.
 pub struct Running {
-    thread: JoinHandle<VcpuFd>,
+    thread: JoinHandle<Vcpu>,
     stop: Arc<AtomicBool>,
     /// `immediate_exit` in the structure shared with KVM. Valid until the thread is
     /// joined, because the thread hands the owner of the mapping back.
@@ -56,6 +56,16 @@ impl Vcpu {
         registers::set_boot_state(&self.fd, entry)
     }
 
+    /// Takes what it holds; `msrs` is [`super::msr_list`].
+    pub fn save(&self, vm: &VmFd, msrs: &[u32]) -> Result<CpuState, CpuError> {
+        CpuState::take(vm, &self.fd, self.id, msrs)
+    }
+
+    /// Lets it go on where another stopped.
+    pub fn restore(&self, state: &CpuState) -> Result<(), CpuError> {
+        state.give(&self.fd, self.id)
+    }
+
     /// Starts the processor's thread. `end` is called at most once, from that thread.
     pub fn start(mut self, bus: Arc<Bus>, end: End) -> Result<Running, CpuError> {
         let id = self.id;
@@ -71,7 +81,7 @@ impl Vcpu {
                 if let Some(exit) = self.run(&bus, &stopping) {
                     end(exit);
                 }
-                self.fd
+                self
             })
             .map_err(|source| CpuError::Thread { id, source })?;
         Ok(Running { thread, stop, immediate_exit })
@@ -99,6 +109,9 @@ impl Vcpu {
                 Err(error) => return Some(Exit::Failed(format!("KVM_RUN failed: {error}"))),
             }
         }
+        // What the last exit was about is only done with when the guest would be entered again.
+        self.fd.set_kvm_immediate_exit(1);
+        let _ = self.fd.run();
         None
     }
 
@@ -133,9 +146,9 @@ impl Running {
         sys::kick(&self.thread);
     }
 
-    /// Waits for the thread to end; call [`Running::stop`] before.
-    pub fn join(self) {
-        // A panic has been written to standard error by the thread itself.
-        drop(self.thread.join());
+    /// Waits for the thread to end; call [`Running::stop`] before. None if it panicked, which
+    /// it has written to standard error.
+    pub fn join(self) -> Option<Vcpu> {
+        self.thread.join().ok()
     }
 }

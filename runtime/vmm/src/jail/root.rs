@@ -13,7 +13,7 @@ use rustix::mount::{
 use rustix::thread::UnshareFlags;
 
 use super::{JailError, failed};
-use crate::config::MachineConfig;
+use crate::config::{MachineConfig, Start};
 
 /// The device of KVM.
 const KVM: &str = "/dev/kvm";
@@ -40,12 +40,19 @@ pub fn enter(config: &MachineConfig) -> Result<(), JailError> {
     let locked = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     let device = MountFlags::NOSUID | MountFlags::NOEXEC;
     let mut shown = vec![take(KVM.as_ref(), device)?, take(OWN_FILES.as_ref(), locked)?];
-    for file in BTreeSet::from([config.kernel.as_path(), config.initramfs.as_path()]) {
+    let files = match &config.start {
+        Start::Boot | Start::Template(_) => [&config.kernel, &config.initramfs],
+        Start::Clone(files) => [&files.memory, &files.state],
+    };
+    for file in BTreeSet::from(files) {
         shown.push(take(file, locked | MountFlags::RDONLY)?);
     }
-    // Sockets come and go in these.
-    let directories = [&config.vsock, &config.control, &config.console].map(|path| path.parent());
-    let directories: BTreeSet<_> = directories.into_iter().flatten().collect();
+    // Sockets come and go in these, and a template is saved there.
+    let mut made = vec![&config.vsock, &config.control, &config.console];
+    if let Start::Template(files) = &config.start {
+        made.extend([&files.memory, &files.state]);
+    }
+    let directories: BTreeSet<_> = made.into_iter().filter_map(|path| path.parent()).collect();
     for directory in &directories {
         shown.push(take(directory, locked)?);
     }

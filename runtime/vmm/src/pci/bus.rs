@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use kvm_ioctls::{IoEventAddress, VcpuFd};
+use kvm_ioctls::{IoEventAddress, VcpuFd, VmFd};
 
 use super::config::{ConfigSpace, Identity};
 use super::virtio::VirtioPci;
@@ -62,6 +62,11 @@ impl PciBus {
         }
     }
 
+    /// The virtual machine that the bus belongs to.
+    pub fn vm(&self) -> &VmFd {
+        self.routes.vm()
+    }
+
     /// Puts a device into the lowest free slot. The guest sees it when it next scans.
     pub fn add(&self, device: Box<dyn VirtioDevice>, memory: &GuestMemoryMmap) -> Result<Arc<VirtioPci>, BusError> {
         let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
@@ -107,8 +112,14 @@ impl PciBus {
         self.set_address(data);
     }
 
+    /// What the address port holds.
+    pub fn address(&self) -> u32 {
+        self.settle_address();
+        self.address.load(Ordering::Relaxed)
+    }
+
     /// Only whole words count.
-    fn set_address(&self, data: &[u8]) {
+    pub fn set_address(&self, data: &[u8]) {
         if let Ok(bytes) = data.try_into() {
             self.address.store(u32::from_le_bytes(bytes), Ordering::Relaxed);
         }
@@ -116,8 +127,7 @@ impl PciBus {
 
     /// The guest reads the address port.
     pub fn read_config_address(&self, data: &mut [u8]) {
-        self.settle_address();
-        for (byte, value) in data.iter_mut().zip(self.address.load(Ordering::Relaxed).to_le_bytes()) {
+        for (byte, value) in data.iter_mut().zip(self.address().to_le_bytes()) {
             *byte = value;
         }
     }
@@ -132,7 +142,8 @@ impl PciBus {
         (address & ADDRESS_ENABLE != 0 && bus_and_function == 0).then_some((slot, register))
     }
 
-    fn function(&self, slot: usize) -> Option<Arc<VirtioPci>> {
+    /// What is in a slot.
+    pub fn function(&self, slot: usize) -> Option<Arc<VirtioPci>> {
         self.slots.read().unwrap_or_else(PoisonError::into_inner).get(slot).cloned().flatten()
     }
 

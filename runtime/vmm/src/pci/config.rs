@@ -103,6 +103,11 @@ impl ConfigSpace {
         }
     }
 
+    /// All of it.
+    pub fn bytes(&self) -> &[u8; 256] {
+        &self.bytes
+    }
+
     /// The byte at `offset`.
     pub fn byte(&self, offset: usize) -> u8 {
         self.bytes.get(offset).copied().unwrap_or_default()

@@ -13,4 +13,4 @@ mod registers;
 mod virtio;
 
 pub use bus::{BusError, PciBus};
-pub use virtio::VirtioPci;
+pub use virtio::{FunctionState, VirtioPci};

@@ -4,6 +4,8 @@
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
+
 use crate::devices::virtio::device::Interrupt;
 use crate::interrupts::{Line, Message, RouteError, Routes};
 
@@ -29,6 +31,16 @@ struct Entry {
 struct Table {
     control: u16,
     entries: Vec<Entry>,
+}
+
+/// What the guest has set up of a device's interrupts.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MsixState {
+    control: u16,
+    entries: Vec<([u32; 4], bool)>,
+    config_vector: u16,
+    queue_vectors: Vec<u16>,
+    generation: u8,
 }
 
 /// The interrupts of one device.
@@ -115,6 +127,33 @@ impl Msix {
         for index in 0..table.entries.len() {
             self.settle(&mut table, index);
         }
+    }
+
+    /// What the guest has set up.
+    pub fn state(&self) -> MsixState {
+        let table = self.table();
+        MsixState {
+            control: table.control,
+            entries: table.entries.iter().map(|entry| (entry.words, entry.pending)).collect(),
+            config_vector: self.config_vector(),
+            queue_vectors: self.queue_vectors.iter().map(|vector| vector.load(Ordering::Relaxed)).collect(),
+            generation: self.generation(),
+        }
+    }
+
+    /// Takes that over from a device of the same kind; what is due is delivered.
+    pub fn restore(&self, state: &MsixState) {
+        self.set_config_vector(state.config_vector);
+        for (index, vector) in (0..).zip(&state.queue_vectors) {
+            self.set_queue_vector(index, *vector);
+        }
+        self.generation.store(state.generation, Ordering::Release);
+        let mut table = self.table();
+        for (entry, (words, pending)) in table.entries.iter_mut().zip(&state.entries) {
+            (entry.words, entry.pending) = (*words, *pending);
+        }
+        drop(table);
+        self.set_control(state.control);
     }
 
     /// The guest reads the memory range.

@@ -1,6 +1,7 @@
 //! The common configuration structure of a virtio device (Virtual I/O Device 1.2,
 //! 4.1.4.3): plain registers, and what the driver has said so far.
 
+use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
@@ -35,7 +36,7 @@ const QUEUE_DRIVER: usize = 40;
 const QUEUE_DEVICE: usize = 48;
 
 /// What the driver has set up of one queue.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct QueueSetup {
     limit: u16,
     size: u16,
@@ -55,8 +56,8 @@ pub enum Effect {
     Activate,
 }
 
-/// The registers.
-#[derive(Debug)]
+/// The registers. What they hold is all there is to save of them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Registers {
     offered: u64,
     accepted: u64,
@@ -86,6 +87,12 @@ impl Registers {
     pub fn reset(&mut self) {
         let sizes: Vec<u16> = self.queues.iter().map(|queue| queue.limit).collect();
         *self = Self::new(self.offered, &sizes);
+    }
+
+    /// Whether these, which were saved, can be the registers of a device that `other` belongs to.
+    pub fn fits(&self, other: &Self) -> bool {
+        let limits = |registers: &Self| registers.queues.iter().map(|queue| queue.limit).collect::<Vec<_>>();
+        self.offered == other.offered && limits(self) == limits(other)
     }
 
     /// The device has given up.

@@ -15,13 +15,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ioctls::{IoEventAddress, NoDatamatch};
+use serde::{Deserialize, Serialize};
+use virtio_queue::QueueT;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::config::{ConfigSpace, Identity, MEMORY_BAR, MEMORY_SIZE, PORTS_BAR, PORTS_SIZE};
-use super::msix::{CONTROL_ENABLE, CONTROL_MASK_ALL, Msix, PENDING_OFFSET};
+use super::msix::{CONTROL_ENABLE, CONTROL_MASK_ALL, Msix, MsixState, PENDING_OFFSET};
 use super::registers::{self, Effect, Registers};
-use crate::devices::virtio::device::{Activation, DeviceError, Interrupt, VirtioDevice};
+use crate::devices::virtio::device::{Activation, DeviceError, DeviceState, Interrupt, QueuePosition, VirtioDevice};
 use crate::interrupts::Routes;
 
 const VENDOR: u16 = 0x1af4;
@@ -65,6 +67,16 @@ pub struct VirtioPci {
     ports: AtomicU32,
     window: AtomicU32,
     inner: Mutex<Inner>,
+}
+
+/// What the guest has set up of a function, and how far its device has come.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FunctionState {
+    config: Vec<u8>,
+    registers: Registers,
+    interrupt: MsixState,
+    /// None if the driver is not ready.
+    pub device: Option<DeviceState>,
 }
 
 struct Inner {
@@ -208,18 +220,57 @@ impl VirtioPci {
                 self.interrupt.forget_vectors();
             }
             Effect::Activate => {
-                if let Err(error) = self.activate(inner) {
+                if let Err(error) = self.activate(inner, &[]) {
                     self.fail(inner, &error);
                 }
             }
         }
     }
 
-    fn activate(&self, inner: &mut Inner) -> Result<(), DeviceError> {
-        let queues = inner.registers.build_queues(&self.memory).map_err(|index| DeviceError {
+    /// What [`VirtioPci::restore`] needs; none if the device cannot be saved. No processor runs.
+    pub fn state(&self) -> Option<FunctionState> {
+        let inner = self.lock();
+        let device = if inner.active { Some(inner.device.state()?) } else { None };
+        Some(FunctionState {
+            config: inner.config.bytes().to_vec(),
+            registers: inner.registers.clone(),
+            interrupt: self.interrupt.state(),
+            device,
+        })
+    }
+
+    /// Goes on where a function with a device of the same kind stopped. No processor runs yet.
+    ///
+    /// # Errors
+    /// If it was of another kind, or its driver had not set it up as a driver does.
+    pub fn restore(&self, state: &FunctionState) -> Result<(), DeviceError> {
+        let mut inner = self.lock();
+        if !state.registers.fits(&inner.registers) {
+            let reason = "the saved registers are of another device".into();
+            return Err(DeviceError { device: self.name, reason });
+        }
+        inner.registers = state.registers.clone();
+        self.interrupt.restore(&state.interrupt);
+        self.configure(&mut inner, 0, &state.config);
+        if let Some(device) = &state.device {
+            self.activate(&mut inner, &device.positions)?;
+            // Whatever was on its way: one interrupt too many does no harm.
+            (0..).zip(&self.notifications).for_each(|(index, _)| self.interrupt.queue(index));
+        }
+        Ok(())
+    }
+
+    /// Hands the device its queues, with which it has come as far as `positions` say: not at
+    /// all, where they say nothing.
+    fn activate(&self, inner: &mut Inner, positions: &[QueuePosition]) -> Result<(), DeviceError> {
+        let mut queues = inner.registers.build_queues(&self.memory).map_err(|index| DeviceError {
             device: self.name,
             reason: format!("the driver's setup of queue {index} makes no sense"),
         })?;
+        for (queue, position) in queues.iter_mut().zip(positions) {
+            queue.set_next_avail(position.available);
+            queue.set_next_used(position.used);
+        }
         inner.active = true;
         inner.device.activate(Activation {
             memory: self.memory.clone(),
@@ -279,16 +330,22 @@ impl VirtioPci {
             self.access_window(&mut inner, WindowAccess::Write(data));
             return;
         }
+        self.configure(&mut inner, register, data);
+    }
+
+    /// Writes configuration space, with all that follows from it.
+    fn configure(&self, inner: &mut Inner, register: usize, data: &[u8]) {
         inner.config.write(register, data);
         let control = (inner.config.word(inner.msix_capability) >> 16) as u16;
-        if (inner.msix_capability..inner.msix_capability + 4).contains(&register) {
+        let changed = register..register.saturating_add(data.len().max(1));
+        if changed.start < inner.msix_capability + 4 && changed.end > inner.msix_capability {
             self.interrupt.set_control(control & (CONTROL_ENABLE | CONTROL_MASK_ALL));
         }
         let ports = inner.config.ports();
         self.ports.store(ports.map_or(NOWHERE, u32::from), Ordering::Release);
         self.window.store(inner.config.memory().unwrap_or(NOWHERE), Ordering::Release);
         if inner.active && inner.connected != ports {
-            self.connect(&mut inner);
+            self.connect(inner);
         }
     }
 

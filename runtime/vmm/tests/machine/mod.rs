@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nacelle_vmm::config::MachineConfig;
+use nacelle_vmm::config::{MachineConfig, Start};
 use nacelle_vmm::control::{Client, Request};
 use nacelle_vmm::{Error, Exit, console};
 
@@ -62,17 +62,22 @@ impl Guest {
             vsock: path("vsock"),
             control: path("control"),
             console: path("console"),
+            start: Start::Boot,
         };
         Self { config, result: None, _dir: dir }
     }
 
     pub fn start(code: &[u8]) -> Self {
-        let mut guest = Self::prepare(code);
+        Self::prepare(code).run()
+    }
+
+    /// Runs what was prepared.
+    pub fn run(mut self) -> Self {
         let (sender, receiver) = channel();
-        let config = guest.config.clone();
+        let config = self.config.clone();
         thread::spawn(move || sender.send(nacelle_vmm::run(&config)));
-        guest.result = Some(receiver);
-        guest
+        self.result = Some(receiver);
+        self
     }
 
     /// How it ended, and the last lines of its console.

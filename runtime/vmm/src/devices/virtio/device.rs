@@ -16,6 +16,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
@@ -26,6 +27,25 @@ pub trait Interrupt: Send + Sync {
     fn queue(&self, index: u16);
     /// The device's configuration changed.
     fn config(&self);
+}
+
+/// How far a device has come with a queue (virtio 1.2, section 2.7): both count chains, modulo
+/// 2^16.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueuePosition {
+    /// Taken from the available ring.
+    pub available: u16,
+    /// Given back by the used ring.
+    pub used: u16,
+}
+
+/// A device that can go on elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceState {
+    /// By queue. What it has taken it has given back.
+    pub positions: Vec<QueuePosition>,
+    /// What only a device of its kind understands.
+    pub own: Vec<u8>,
 }
 
 /// All a device gets when its driver is ready.
@@ -71,6 +91,10 @@ pub trait VirtioDevice: Send {
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError>;
     /// Back to the state before [`VirtioDevice::activate`]; what is in flight is dropped.
     fn reset(&mut self);
+    /// What takes an active device to go on elsewhere; none if it cannot.
+    fn state(&self) -> Option<DeviceState> {
+        None
+    }
     /// The driver notified queue `index`. Called on an active device only.
     fn queue_notified(&mut self, index: u16) -> Result<(), DeviceError>;
     /// The event descriptors by which the driver notifies each queue. A device that answers

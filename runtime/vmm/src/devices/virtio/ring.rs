@@ -7,7 +7,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_AVAIL_F_NO_INT
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
 
-use super::device::{DeviceError, Interrupt};
+use super::device::{DeviceError, Interrupt, QueuePosition};
 
 /// A chain the driver made available, before its buffers are looked at.
 pub type AvailableChain<'m> = DescriptorChain<&'m GuestMemoryMmap>;
@@ -59,6 +59,12 @@ impl Ring {
     #[must_use]
     pub fn size(&self) -> u16 {
         self.queue.size()
+    }
+
+    /// How far it has come.
+    #[must_use]
+    pub fn position(&self) -> QueuePosition {
+        QueuePosition { available: self.queue.next_avail(), used: self.queue.next_used() }
     }
 
     /// The next available chain.

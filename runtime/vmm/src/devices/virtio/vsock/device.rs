@@ -16,7 +16,7 @@ use super::muxer::Muxer;
 use super::packet::{HEADER_SIZE, Header};
 use super::state::VsockState;
 use crate::devices::virtio::chain::{ChainError, ChainScratch};
-use crate::devices::virtio::device::{Activation, DeviceError, Interrupt, VirtioDevice};
+use crate::devices::virtio::device::{Activation, DeviceError, DeviceState, Interrupt, VirtioDevice};
 use crate::devices::virtio::ring::Ring;
 use crate::devices::virtio::wake::Wake;
 
@@ -87,7 +87,7 @@ impl Vsock {
 
     /// What [`Vsock::restore`] needs.
     #[must_use]
-    pub fn state(&self) -> VsockState {
+    pub fn own_state(&self) -> VsockState {
         VsockState { next_port: self.muxer.next_port() }
     }
 
@@ -248,6 +248,14 @@ impl VirtioDevice for Vsock {
         // A driver that starts over has no connections to forget.
         self.reset_event_due = false;
         self.muxer.reset();
+    }
+
+    fn state(&self) -> Option<DeviceState> {
+        let active = self.active.as_ref()?;
+        Some(DeviceState {
+            positions: [&active.to_guest, &active.from_guest, &active.events].map(Ring::position).to_vec(),
+            own: postcard::to_stdvec(&self.own_state()).ok()?,
+        })
     }
 
     fn queue_notified(&mut self, _index: u16) -> Result<(), DeviceError> {

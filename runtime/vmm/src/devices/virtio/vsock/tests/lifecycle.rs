@@ -129,7 +129,7 @@ fn a_restored_guest_is_told_to_forget_its_connections() {
     let mut guest = Guest::new();
     guest.listening.insert(80);
     let (_stream, ports) = connect(&mut guest, 80);
-    let state = guest.vsock.state();
+    let state = guest.vsock.own_state();
     let state: VsockState = serde_json::from_str(&serde_json::to_string(&state).unwrap()).unwrap();
 
     let mut guest = Guest::inactive(Some(&state));

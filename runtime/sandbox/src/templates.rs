@@ -1,0 +1,279 @@
+//! Guests to be cloned: of each size that pods often have, one that has booted and has no pod.
+//!
+//! A guest without a pod is like any other of its size. So one is booted until its agent is
+//! ready, saved, and from then on a pod's VMM goes on from there instead of booting: it shares
+//! the memory that it does not write to with all others.
+//!
+//! A size is saved when a pod asks for it a second time, that of pods without limits when the
+//! daemon starts; who asks meanwhile waits. What is saved is kept in a directory that outlives
+//! the daemon, by a name that says what it was made of: another kernel, agent, program or boot
+//! of the host, and it is of no use. Nothing depends on it: a guest that cannot be cloned boots.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use nacelle_proto::agent::v1 as api;
+use nacelle_vmm::config::{SavedFiles, Start};
+use rustix::fs::{FlockOperation, flock, statvfs};
+use tokio::sync::Mutex as Turn;
+
+use crate::agent::Agent;
+use crate::exec::random_hex;
+use crate::layout::{Layout, PodPaths};
+use crate::sizing::GuestSize;
+use crate::vm::Vm;
+use crate::{Error, ManagerConfig, Result};
+
+/// After a failure, guests boot for this long before it is tried again.
+const RETRY: Duration = Duration::from_secs(600);
+/// Space that a template may need, in MiB, if its guest has as much memory.
+const SPACE_MIB: u64 = 256;
+/// Ends the name of what is being made.
+const UNFINISHED: &str = "new";
+/// Sizes of which it is known that they were asked for.
+const SIZES: usize = 1024;
+
+/// All templates of a host. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Templates {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: Arc<ManagerConfig>,
+    layout: Layout,
+    sizes: Mutex<BTreeMap<GuestSize, Arc<Size>>>,
+}
+
+/// What is known of one size.
+#[derive(Debug, Default)]
+struct Size {
+    /// Held by who makes its template; when it was in vain.
+    turn: Turn<Option<Instant>>,
+}
+
+impl Templates {
+    /// Those in the configured directory. What a daemon that was killed left unfinished is
+    /// removed.
+    pub fn open(config: Arc<ManagerConfig>, layout: Layout) -> Self {
+        let templates = Self { shared: Arc::new(Shared { config, layout, sizes: Mutex::default() }) };
+        templates.tidy();
+        templates
+    }
+
+    /// How guests are made.
+    pub fn config(&self) -> &Arc<ManagerConfig> {
+        &self.shared.config
+    }
+
+    fn directory(&self) -> &Path {
+        &self.shared.config.guest.template_directory
+    }
+
+    /// What a pod of this size starts from.
+    pub async fn origin(&self, size: GuestSize) -> Start {
+        if self.config().guest.templates == 0 {
+            return Start::Boot;
+        }
+        if let Some(start) = self.find(size) {
+            return start;
+        }
+        match self.asked_before(size) {
+            Some(entry) => self.make(size, &entry).await,
+            None => Start::Boot,
+        }
+    }
+
+    /// Has the template of this size made, unless there is one.
+    pub fn prepare(&self, size: GuestSize) {
+        if self.config().guest.templates == 0 || self.find(size).is_some() {
+            return;
+        }
+        // So that the first pod waits for it.
+        self.asked_before(size);
+        let templates = self.clone();
+        tokio::spawn(async move { templates.origin(size).await });
+    }
+
+    /// Removes the template of this size: it is of no use.
+    pub fn forget(&self, size: GuestSize) {
+        if let Ok(name) = self.name(size) {
+            remove(&self.directory().join(name));
+        }
+    }
+
+    /// The size, if it is not the first time that somebody asks for it.
+    fn asked_before(&self, size: GuestSize) -> Option<Arc<Size>> {
+        let mut sizes = self.shared.sizes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = sizes.get(&size) {
+            return Some(known.clone());
+        }
+        if sizes.len() >= SIZES {
+            sizes.clear();
+        }
+        sizes.insert(size, Arc::default());
+        None
+    }
+
+    /// The template of this size, if there is one, which is now the one used last.
+    fn find(&self, size: GuestSize) -> Option<Start> {
+        let directory = self.directory().join(self.name(size).ok()?);
+        File::open(&directory).and_then(|open| open.set_modified(SystemTime::now())).ok()?;
+        Some(Start::Clone(files(&directory)))
+    }
+
+    /// Makes the template of this size, if nobody else has made it meanwhile.
+    async fn make(&self, size: GuestSize, entry: &Size) -> Start {
+        let mut failed = entry.turn.lock().await;
+        if let Some(start) = self.find(size) {
+            return start;
+        }
+        if failed.is_some_and(|when| when.elapsed() < RETRY) {
+            return Start::Boot;
+        }
+        match self.boot_and_save(size).await {
+            Ok(()) => {
+                self.tidy();
+                *failed = None;
+                self.find(size).unwrap_or(Start::Boot)
+            }
+            Err(error) => {
+                *failed = Some(Instant::now());
+                tracing::warn!(?size, %error, "no template for guests of this size: they boot");
+                Start::Boot
+            }
+        }
+    }
+
+    async fn boot_and_save(&self, size: GuestSize) -> Result<()> {
+        let name = self.name(size)?;
+        let directory = self.directory();
+        fs::create_dir_all(directory).map_err(Error::io("create directory", directory))?;
+        check_space(directory, size)?;
+        // Below the pods', where a sweep finds what is of no pod.
+        let id = format!("template-{}", random_hex::<8>()?);
+        let paths = self.shared.layout.pod(&id);
+        let work = Work { run: paths.run.clone(), saved: directory.join(format!("{name}.{id}.{UNFINISHED}")) };
+        for path in [&work.run, &work.saved] {
+            fs::create_dir_all(path).map_err(Error::io("create directory", path))?;
+        }
+        // Released by the kernel if this process is killed.
+        let lock = File::open(&work.saved).map_err(Error::io("open", &work.saved))?;
+        let _ = flock(&lock, FlockOperation::NonBlockingLockExclusive);
+        let begun = Instant::now();
+        self.save(&id, &paths, size, &work.saved).await?;
+        let made = directory.join(&name);
+        match fs::rename(&work.saved, &made) {
+            // Another daemon was faster.
+            Err(_) if made.exists() => {}
+            result => result.map_err(Error::io("rename", &work.saved))?,
+        }
+        tracing::info!(memory_mib = size.memory_mib, vcpus = size.vcpus, took = ?begun.elapsed(), "guests are cloned");
+        Ok(())
+    }
+
+    async fn save(&self, id: &str, paths: &PodPaths, size: GuestSize, saved: &Path) -> Result<()> {
+        let config = self.config();
+        let (vm, sign) = Vm::spawn(config, id, paths, size, Start::Template(files(saved)), None)?;
+        let made = async {
+            vm.ready(sign, config.boot_deadline()).await?;
+            // What it takes to answer a call is in memory from then on.
+            let agent = Agent::new(paths.vsock(), config.call_deadline());
+            let mut client = agent.client();
+            agent.call("ask a template", client.info(api::InfoRequest {})).await?;
+            vm.save().await
+        };
+        let made = made.await;
+        vm.kill().await;
+        made
+    }
+
+    /// Removes what was used longest ago of what is too many, and what was left unfinished.
+    fn tidy(&self) {
+        let directory = self.directory();
+        let Ok(entries) = fs::read_dir(directory) else { return };
+        let mut kept = Vec::new();
+        for entry in entries.filter_map(std::io::Result::ok) {
+            let path = entry.path();
+            let unfinished = path.extension().is_some_and(|extension| extension == UNFINISHED);
+            if unfinished {
+                let alone =
+                    File::open(&path).is_ok_and(|open| flock(&open, FlockOperation::NonBlockingLockExclusive).is_ok());
+                if alone {
+                    remove(&path);
+                }
+            } else {
+                kept.push((entry.metadata().and_then(|data| data.modified()).ok(), path));
+            }
+        }
+        kept.sort();
+        let extra = kept.len().saturating_sub(self.config().guest.templates.into());
+        kept.iter().take(extra).for_each(|(_, path)| remove(path));
+    }
+
+    /// Of a template's directory.
+    fn name(&self, size: GuestSize) -> Result<String> {
+        Ok(format!("{}-{}-{}", self.generation()?, size.memory_mib, size.vcpus))
+    }
+
+    /// Stands for everything a template of any size is made of.
+    fn generation(&self) -> Result<String> {
+        let config = self.config();
+        let mut hasher = DefaultHasher::new();
+        for path in [&config.program, &config.guest.kernel, &config.guest.initramfs] {
+            let data = fs::metadata(path).map_err(Error::io("look at", path))?;
+            (data.dev(), data.ino(), data.size(), data.mtime(), data.mtime_nsec()).hash(&mut hasher);
+        }
+        config.guest_command_line().hash(&mut hasher);
+        // Processors and clocks are those of one boot of the host.
+        fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default().hash(&mut hasher);
+        Ok(format!("{:016x}", hasher.finish()))
+    }
+}
+
+/// The directories of a template that is being made. Removed when dropped.
+struct Work {
+    run: PathBuf,
+    saved: PathBuf,
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        [&self.run, &self.saved].into_iter().for_each(|path| remove(path));
+    }
+}
+
+fn files(directory: &Path) -> SavedFiles {
+    SavedFiles { memory: directory.join("memory"), state: directory.join("state") }
+}
+
+/// Removes a directory with files. Machines that started from them keep their memory.
+fn remove(directory: &Path) {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(path = %directory.display(), %error, "not removed");
+        }
+        _ => {}
+    }
+}
+
+/// A template that does not fit would take the space that others need, and end with its VMM.
+fn check_space(directory: &Path, size: GuestSize) -> Result<()> {
+    let needed = size.memory_mib.min(SPACE_MIB);
+    let status = statvfs(directory).map_err(|error| Error::io("look at", directory)(error.into()))?;
+    let free = status.f_bavail.saturating_mul(status.f_frsize) >> 20;
+    if free < needed {
+        return Err(Error::Exhausted(format!(
+            "{} has {free} MiB left, a template may need {needed}: make room, configure guest.template_directory, or \
+             set guest.templates to 0",
+            directory.display()
+        )));
+    }
+    Ok(())
+}
