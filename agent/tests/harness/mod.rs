@@ -45,10 +45,16 @@ pub fn possible() -> bool {
 }
 
 pub struct Agent {
+    pub calls: AgentClient<Channel>,
+    process: Process,
+}
+
+/// What there is of an agent on this machine. Dropped, it is gone, whoever fails meanwhile: an agent that
+/// outlived its test would keep the test program's output open, for which its caller waits.
+struct Process {
     directory: TempDir,
     device: String,
     child: Child,
-    pub calls: AgentClient<Channel>,
 }
 
 impl Agent {
@@ -80,8 +86,9 @@ impl Agent {
             .args(["sh", "-c", &script])
             .spawn()
             .unwrap();
-        let calls = connect(path("sockets/agent")).await;
-        let mut agent = Self { directory, device, child, calls };
+        let socket = path("sockets/agent");
+        let process = Process { directory, device, child };
+        let mut agent = Self { calls: connect(socket).await, process };
         let configure = ConfigureSandboxRequest { hostname: "pod-name".into(), ..Default::default() };
         agent.calls.configure_sandbox(configure).await.unwrap();
         agent
@@ -162,7 +169,7 @@ impl Agent {
         offset: u64,
     ) -> Result<BufReader<UnixStream>, String> {
         let header = Header { container_id: id.into(), exec_id: exec.into(), stream, offset };
-        let socket = UnixStream::connect(self.directory.path().join("sockets/stdio")).await.unwrap();
+        let socket = UnixStream::connect(self.process.directory.path().join("sockets/stdio")).await.unwrap();
         let mut socket = BufReader::new(socket);
         socket.write_all(format!("{}\n", serde_json::to_string(&header).unwrap()).as_bytes()).await.unwrap();
         let mut line = String::new();
@@ -185,14 +192,15 @@ impl Agent {
     /// What the agent's mount namespace holds below its directory, the tmpfs itself apart.
     pub fn mounts(&self) -> Vec<String> {
         let mounts = fs::read_to_string(format!("/proc/{}/mounts", self.pid())).unwrap();
-        let run = format!("{}/", self.directory.path().join("run").display());
+        let run = format!("{}/", self.process.directory.path().join("run").display());
         let below = |line: &&str| line.split(' ').nth(1).is_some_and(|target| target.starts_with(&run));
         mounts.lines().filter(below).map(str::to_owned).collect()
     }
 
     /// Files and directories left in the agent's own places for containers.
     pub fn leftovers(&self) -> Vec<PathBuf> {
-        let root = PathBuf::from(format!("/proc/{}/root{}", self.pid(), self.directory.path().join("run").display()));
+        let root =
+            PathBuf::from(format!("/proc/{}/root{}", self.pid(), self.process.directory.path().join("run").display()));
         let places = ["containers", "state", "scratch/containers"].map(|name| root.join(name));
         let cgroups = fs::read_dir(format!("/proc/{}/root/sys/fs/cgroup/pod", self.pid())).unwrap();
         let groups = cgroups.flatten().filter(|entry| entry.file_type().unwrap().is_dir()).map(|entry| entry.path());
@@ -202,7 +210,7 @@ impl Agent {
 
     /// The agent's process id: the child of unshare's.
     fn pid(&self) -> String {
-        let children = format!("/proc/{id}/task/{id}/children", id = self.child.id());
+        let children = format!("/proc/{id}/task/{id}/children", id = self.process.child.id());
         fs::read_to_string(children).unwrap().trim().to_owned()
     }
 
@@ -210,7 +218,7 @@ impl Agent {
     pub fn ended(&mut self) -> bool {
         let deadline = Instant::now() + Duration::from_secs(10);
         while Instant::now() < deadline {
-            if self.child.try_wait().unwrap().is_some() {
+            if self.process.child.try_wait().unwrap().is_some() {
                 return true;
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -219,7 +227,7 @@ impl Agent {
     }
 }
 
-impl Drop for Agent {
+impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -239,8 +247,9 @@ fn cgroup_name(directory: &Path) -> String {
 
 async fn connect(socket: PathBuf) -> AgentClient<Channel> {
     let deadline = Instant::now() + Duration::from_secs(10);
-    while !socket.exists() {
-        assert!(Instant::now() < deadline, "the agent does not start");
+    // A socket is there a moment before anybody listens on it.
+    while let Err(error) = UnixStream::connect(&socket).await {
+        assert!(Instant::now() < deadline, "the agent does not start: {error}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let connector = tower::service_fn(move |_| {
