@@ -14,8 +14,7 @@ use tempfile::TempDir;
 fn daemon(extra: &str) -> (Daemon, PathBuf, TempDir) {
     let directory = tempfile::tempdir_in("/run").unwrap();
     let templates = directory.path().join("templates");
-    let several = if extra.contains("guest.templates") { "" } else { "guest.templates = 4\n" };
-    let keys = format!("guest.template_directory = {:?}\n{several}{extra}", templates.display().to_string());
+    let keys = format!("guest.template_directory = {:?}\n{extra}", templates.display().to_string());
     (Daemon::configured(&keys).unwrap(), templates, directory)
 }
 

@@ -54,7 +54,7 @@ impl Default for GuestConfig {
             vcpus: 1,
             max_vcpus: 64,
             scratch_mib: 10 * 1024,
-            templates: 0,
+            templates: 4,
             template_directory: "/run/nacelle/templates".into(),
             boot_seconds: 30,
             call_seconds: 30,
