@@ -40,7 +40,7 @@ async fn a_vmm_reaches_nothing_of_its_host_but_what_its_guest_needs() {
     }
     assert!(threads >= 3, "the event loop, a processor and a thread for volumes");
 
-    for namespace in ["mnt", "net", "ipc", "uts"] {
+    for namespace in ["mnt", "net", "ipc", "uts", "user"] {
         let link = |process: &Path| fs::read_link(process.join("ns").join(namespace)).unwrap();
         assert_ne!(link(&process), link("/proc/self".as_ref()), "{namespace}");
     }

@@ -3,6 +3,7 @@
 //!
 //! * [`root`]: namespaces of its own, and a root directory in which there is what this one
 //!   guest needs and nothing else. No network: what goes to one leaves by descriptors of taps.
+//! * [`user`]: a user namespace, outside of which its root is nobody's.
 //! * [`capabilities`]: those that serving files takes, and no others, for good.
 //! * [`filter`]: once the machine is built, the system calls of a VMM that serves one.
 //!
@@ -13,9 +14,11 @@
 mod capabilities;
 pub(crate) mod filter;
 mod root;
+mod user;
 
 use std::io;
 
+use self::user::Mapper;
 use crate::config::MachineConfig;
 
 /// The process cannot be jailed.
@@ -39,6 +42,8 @@ fn failed<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Jail
 /// If the process lacks the privileges, the kernel the calls, or the host what `config` names. It is in no state to go on
 /// then.
 pub fn enter(config: &MachineConfig) -> Result<(), JailError> {
+    let mapper = Mapper::start()?;
     root::enter(config)?;
+    mapper.enter()?;
     capabilities::drop_all_but_needed()
 }

@@ -14,7 +14,7 @@ use fuse_backend_rs::api::filesystem::{
     ZeroCopyReader, ZeroCopyWriter,
 };
 use rustix::fs::{
-    AtFlags, FallocateFlags, FileType, Mode, OFlags, RenameFlags, SeekFrom, Statx, StatxFlags, fallocate, fstat,
+    AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, RenameFlags, SeekFrom, Statx, StatxFlags, fallocate, fstat,
     linkat, mkdirat, mknodat, openat, readlinkat, renameat_with, seek, statx, symlinkat, unlinkat,
 };
 
@@ -117,7 +117,7 @@ impl Passthrough {
             return Err(errno(libc::EIO));
         }
         let path = sys::path_of(node.as_fd());
-        let file = openat(rustix::fs::CWD, path.as_c_str(), flags | OFlags::CLOEXEC, Mode::empty())?;
+        let file = openat(CWD, path.as_c_str(), flags | OFlags::CLOEXEC, Mode::empty())?;
         Ok(file.into())
     }
 
@@ -322,7 +322,8 @@ impl FileSystem for Passthrough {
         if node.volume.id != parent.volume.id {
             return Err(errno(libc::EXDEV));
         }
-        linkat(&*node, c"", &*parent, name, AtFlags::EMPTY_PATH)?;
+        // By descriptor alone, it would take a capability over the whole host.
+        linkat(CWD, sys::path_of(node.as_fd()), &*parent, name, AtFlags::SYMLINK_FOLLOW)?;
         self.look_up(&parent, name)
     }
 
