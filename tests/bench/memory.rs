@@ -46,7 +46,8 @@ pub fn run(setting: &Setting) -> Result<Vec<Report>> {
     ])
 }
 
-/// Reads /proc/PID/smaps. The guest's memory is the largest mapping.
+/// Reads /proc/PID/smaps. The guest's memory is in the mappings that are named so, or comes from what a guest was
+/// saved in; where there are none, it is the largest mapping.
 fn usage(process: &Child) -> Result<Usage> {
     #[derive(Default)]
     struct Mapping {
@@ -54,6 +55,7 @@ fn usage(process: &Child) -> Result<Usage> {
         private: f64,
         written: f64,
         share: f64,
+        named: bool,
     }
     let path = format!("/proc/{}/smaps", process.id());
     let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
@@ -62,23 +64,29 @@ fn usage(process: &Child) -> Result<Usage> {
         let mut words = line.split_whitespace();
         let (Some(key), Some(value)) = (words.next(), words.next()) else { continue };
         let value = value.parse::<f64>().unwrap_or(0.0) / MEBI;
-        if key == "Size:" {
-            mappings.push(Mapping { size: value, ..Mapping::default() });
+        if !key.ends_with(':') {
+            let named = line.ends_with("[anon:nacelle-guest]") || line.ends_with("/memory");
+            mappings.push(Mapping { named, ..Mapping::default() });
         }
         let Some(last) = mappings.last_mut() else { continue };
         match key {
+            "Size:" => last.size = value,
             "Private_Clean:" | "Private_Dirty:" | "Private_Hugetlb:" => last.private += value,
             "Anonymous:" => last.written += value,
             "Pss:" => last.share += value,
             _ => {}
         }
     }
-    let largest = (0..mappings.len()).max_by(|a, b| mappings[*a].size.total_cmp(&mappings[*b].size));
-    let guest = mappings.swap_remove(largest.context("a mapping")?);
-    let share: f64 = mappings.iter().map(|mapping| mapping.share).sum();
+    if !mappings.iter().any(|mapping| mapping.named) {
+        let largest = mappings.iter_mut().max_by(|a, b| a.size.total_cmp(&b.size));
+        largest.context("a mapping")?.named = true;
+    }
+    let (guest, own): (Vec<_>, Vec<_>) = mappings.into_iter().partition(|mapping| mapping.named);
+    let sum = |mappings: &[Mapping], figure: fn(&Mapping) -> f64| mappings.iter().map(figure).sum::<f64>();
+    let share = sum(&own, |mapping| mapping.share);
     Ok(Usage {
-        own: mappings.iter().map(|mapping| mapping.private).sum(),
-        all: share + guest.share,
-        more: share + guest.written,
+        own: sum(&own, |mapping| mapping.private),
+        all: share + sum(&guest, |mapping| mapping.share),
+        more: share + sum(&guest, |mapping| mapping.written),
     })
 }

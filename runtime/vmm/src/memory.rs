@@ -4,14 +4,16 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
+use rustix::fs::{SeekFrom, seek};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Address, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
 use crate::layout;
-use crate::sys::{self, Backing};
+use crate::sys::{self, Backing, HUGE_PAGE};
 
 /// Guest memory cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +63,12 @@ pub fn map(mib: u64) -> Result<GuestMemoryMmap, MemoryError> {
 pub fn map_backed(mib: u64, backing: Backing<'_>) -> Result<GuestMemoryMmap, MemoryError> {
     let failed = |reason: String| MemoryError::Layout { mib, reason };
     let size = usize::try_from(mib << 20).map_err(|e| failed(e.to_string()))?;
-    let start = sys::map_guest_memory(size, backing).map_err(|source| MemoryError::Map { mib, source })?;
+    let parts = match backing {
+        Backing::Anonymous => Vec::new(),
+        Backing::File(_) => vec![Range { start: 0, end: size }],
+        Backing::CopyOf(file) => parts(file, size),
+    };
+    let start = sys::map_guest_memory(size, backing, &parts).map_err(|source| MemoryError::Map { mib, source })?;
     let mut offset = 0;
     let mut regions = Vec::new();
     for (address, size) in ranges(mib) {
@@ -82,6 +89,29 @@ pub fn map_backed(mib: u64, backing: Backing<'_>) -> Result<GuestMemoryMmap, Mem
         regions.push(region);
     }
     GuestMemoryMmap::from_regions(regions).map_err(|e| failed(e.to_string()))
+}
+
+/// The parts of the first `size` bytes of a file that hold anything, in whole huge pages. What
+/// lies between is zero, and so need not come from the file: then the kernel gives the guest huge
+/// pages there, which it does not for parts of a file.
+fn parts(file: &File, size: usize) -> Vec<Range<usize>> {
+    let mut parts = Vec::<Range<usize>>::new();
+    let find = |from| seek(file, from).ok().and_then(|offset| usize::try_from(offset).ok());
+    let mut end = 0;
+    while end < size
+        && let Some(data) = find(SeekFrom::Data(end as u64)).filter(|data| *data < size)
+    {
+        let start = data - data % HUGE_PAGE;
+        let hole = find(SeekFrom::Hole(data as u64)).unwrap_or(size);
+        // Never backwards, whatever the file system says.
+        end = hole.max(data + 1).next_multiple_of(HUGE_PAGE).min(size);
+        match parts.last_mut() {
+            Some(last) if last.end >= start => last.end = end,
+            _ if start < end => parts.push(start..end),
+            _ => {}
+        }
+    }
+    parts
 }
 
 /// Gives the memory to a virtual machine.
@@ -157,6 +187,28 @@ mod tests {
             next = usize::from_str_radix(range.split_once('-').unwrap().1, 16).unwrap();
         }
         assert_eq!(next, end);
+    }
+
+    #[test]
+    fn a_copy_shares_what_the_file_holds_and_has_the_rest_for_itself() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(32 << 20).unwrap();
+        assert_eq!(parts(&file, 32 << 20), [0..0; 0]);
+        let at = |mib: u64| (mib << 20) as usize;
+        for offset in [at(3), at(4), at(9) + 5, at(31)] {
+            std::os::unix::fs::FileExt::write_all_at(&file, &[7], offset as u64).unwrap();
+        }
+        assert_eq!(parts(&file, at(32)), [at(2)..at(6), at(8)..at(10), at(30)..at(32)]);
+        assert_eq!(parts(&file, at(31)), [at(2)..at(6), at(8)..at(10)]);
+
+        let memory = map_backed(32, Backing::CopyOf(&file)).unwrap();
+        let read = |address| memory.read_obj::<u8>(GuestAddress(address)).unwrap();
+        assert_eq!([3 << 20, (9 << 20) + 5, 31 << 20].map(read), [7; 3]);
+        assert_eq!([0, 7 << 20, (32 << 20) - 1].map(read), [0; 3]);
+        memory.write_slice(&[8; 2 << 20], GuestAddress(3 << 20)).unwrap();
+        let mut kept = [0; 2];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut kept, 3 << 20).unwrap();
+        assert_eq!(kept, [7, 0], "the file stays as it is");
     }
 
     #[test]

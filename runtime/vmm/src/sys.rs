@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::thread::JoinHandleExt;
 use std::ptr::{self, NonNull};
@@ -13,7 +14,7 @@ use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::EventFd;
 
 /// Two MiB: what a huge page is aligned to.
-const HUGE_PAGE: usize = 2 << 20;
+pub const HUGE_PAGE: usize = 2 << 20;
 /// Shown in `/proc/PID/maps` beside the guest's memory, as `[anon:nacelle-guest]`.
 const GUEST_MEMORY_NAME: &std::ffi::CStr = c"nacelle-guest";
 
@@ -47,11 +48,15 @@ impl Backing<'_> {
 }
 
 /// Maps `size` bytes of memory for a guest, aligned for huge pages and left out of core
-/// dumps. It is never unmapped: it ends with the process. A file must have that size.
+/// dumps. It is never unmapped: it ends with the process. Of a file, which must have that size,
+/// only `parts`, in whole pages, are mapped; the rest is zero, and nobody else's.
 ///
 /// The first 2 MiB do not get a huge page: a guest without firmware touches a dozen
 /// pages there, and zeroing the rest would cost more than their faults.
-pub fn map_guest_memory(size: usize, backing: Backing<'_>) -> io::Result<NonNull<u8>> {
+pub fn map_guest_memory(size: usize, backing: Backing<'_>, parts: &[Range<usize>]) -> io::Result<NonNull<u8>> {
+    if parts.iter().any(|part| part.start > part.end || part.end > size) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
     let padded = size.checked_add(HUGE_PAGE).ok_or(io::ErrorKind::OutOfMemory)?;
     let access = libc::PROT_READ | libc::PROT_WRITE;
     let anonymous = Backing::Anonymous.flags();
@@ -63,9 +68,9 @@ pub fn map_guest_memory(size: usize, backing: Backing<'_>) -> io::Result<NonNull
     }
     let before = start.align_offset(HUGE_PAGE);
     let after = HUGE_PAGE - before;
-    // SAFETY: `before` < HUGE_PAGE, so all three parts lie inside the mapping just made,
-    // of which nobody else knows; a file takes the place of the middle one exactly. What the
-    // advice fails to do is no error.
+    // SAFETY: `before` < HUGE_PAGE, so all three pieces lie inside the mapping just made,
+    // of which nobody else knows; parts of a file take the place of parts of the middle one. What
+    // the advice fails to do is no error.
     unsafe {
         let aligned = start.byte_add(before);
         if before > 0 {
@@ -74,12 +79,7 @@ pub fn map_guest_memory(size: usize, backing: Backing<'_>) -> io::Result<NonNull
         if after > 0 {
             libc::munmap(aligned.byte_add(size), after);
         }
-        let file = backing.descriptor();
-        if file >= 0 && libc::mmap(aligned, size, access, backing.flags() | libc::MAP_FIXED, file, 0) != aligned {
-            return Err(io::Error::last_os_error());
-        }
-        libc::madvise(aligned, size, libc::MADV_DONTDUMP);
-        libc::madvise(aligned, size.min(HUGE_PAGE), libc::MADV_NOHUGEPAGE);
+        // A file has a name already.
         libc::prctl(
             libc::PR_SET_VMA,
             libc::PR_SET_VMA_ANON_NAME as libc::c_ulong,
@@ -87,6 +87,17 @@ pub fn map_guest_memory(size: usize, backing: Backing<'_>) -> io::Result<NonNull
             size,
             GUEST_MEMORY_NAME.as_ptr(),
         );
+        let file = backing.descriptor();
+        let flags = backing.flags() | libc::MAP_FIXED;
+        for part in parts.iter().filter(|part| file >= 0 && !part.is_empty()) {
+            let place = aligned.byte_add(part.start);
+            let offset = libc::off_t::try_from(part.start).map_err(|_| io::ErrorKind::InvalidInput)?;
+            if libc::mmap(place, part.len(), access, flags, file, offset) != place {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        libc::madvise(aligned, size, libc::MADV_DONTDUMP);
+        libc::madvise(aligned, size.min(HUGE_PAGE), libc::MADV_NOHUGEPAGE);
         NonNull::new(aligned.cast()).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
     }
 }
