@@ -19,7 +19,7 @@ use crate::boot::{self, Guest};
 use crate::report::Report;
 
 /// More than anything takes, on any clock.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// The client's preface of RFC 9113, section 3.4, with an empty frame of settings.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
