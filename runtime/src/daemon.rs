@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use nacelle_cri::{Handler, Health, Images, Pods, Runtime};
@@ -23,6 +23,11 @@ use crate::logging;
 
 /// Largest message accepted, in bytes.
 const MESSAGE_LIMIT: usize = 16 << 20;
+/// How long what a killed daemon had may stay in use: a process that it was about to start has all of it until that
+/// becomes another program.
+const LEAVING: Duration = Duration::from_secs(1);
+/// How often it is looked at.
+const AGAIN: Duration = Duration::from_millis(20);
 /// How long calls under way may take to end once the daemon is told to.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -40,10 +45,21 @@ pub fn main(config: Config) -> anyhow::Result<ExitCode> {
 async fn serve(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    refuse_second(&config.socket).await?;
+    let patience = Instant::now() + LEAVING.mul_f64(config.timeout_scale);
+    refuse_second(&config.socket, patience).await?;
     let program = std::env::current_exe().context("find this program")?;
-    let store = ImageStore::open_with(&config.root.join("images"), config.image_options())?;
-    let manager = Manager::open(config.manager(program)).await?;
+    let store = loop {
+        match ImageStore::open_with(&config.root.join("images"), config.image_options()) {
+            Err(nacelle_image::Error::Locked { .. }) if Instant::now() < patience => tokio::time::sleep(AGAIN).await,
+            result => break result?,
+        }
+    };
+    let manager = loop {
+        match Manager::open(config.manager(program.clone())).await {
+            Err(nacelle_sandbox::Error::Locked { .. }) if Instant::now() < patience => tokio::time::sleep(AGAIN).await,
+            result => break result?,
+        }
+    };
     manager.prepare_template();
     let streaming = Server::bind(config.streaming.options(config.timeout_scale)).await?;
     let door = streaming.door();
@@ -92,10 +108,13 @@ fn health(config: &Config) -> Health {
     })
 }
 
-/// Fails if somebody listens on the socket.
-async fn refuse_second(socket: &Path) -> anyhow::Result<()> {
-    if UnixStream::connect(socket).await.is_ok() {
-        bail!("{} is in use by another process: stop it or configure another socket", socket.display());
+/// Fails if somebody listens on the socket, and goes on to.
+async fn refuse_second(socket: &Path, patience: Instant) -> anyhow::Result<()> {
+    while UnixStream::connect(socket).await.is_ok() {
+        if Instant::now() >= patience {
+            bail!("{} is in use by another process: stop it or configure another socket", socket.display());
+        }
+        tokio::time::sleep(AGAIN).await;
     }
     Ok(())
 }

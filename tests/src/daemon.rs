@@ -5,6 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nacelle_proto::runtime::v1 as cri;
 use tempfile::TempDir;
 
 use crate::client::{Client, limit};
@@ -67,7 +68,8 @@ impl Daemon {
             .spawn()?;
         self.child = Some(child);
         let deadline = tokio::time::Instant::now() + limit(30);
-        while Client::connect(&self.socket()).await.is_err() {
+        // A connection alone says little: what a daemon that was killed was about to start may have its socket still.
+        while !answers(&self.socket()).await {
             if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
                 bail!("the daemon ended with {status}: {}", self.log());
             }
@@ -143,6 +145,11 @@ impl Daemon {
         let entries = std::fs::read_dir(self.directory.path().join("netns")).into_iter().flatten().flatten();
         entries.map(|entry| entry.path()).collect()
     }
+}
+
+async fn answers(socket: &Path) -> bool {
+    let Ok(client) = Client::connect(socket).await else { return false };
+    client.runtime.clone().version(cri::VersionRequest::default()).await.is_ok()
 }
 
 impl Drop for Daemon {
