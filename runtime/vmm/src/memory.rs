@@ -9,6 +9,7 @@ use std::ops::Range;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Address, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
@@ -66,7 +67,7 @@ pub fn map_backed(mib: u64, backing: Backing<'_>) -> Result<GuestMemoryMmap, Mem
     let parts = match backing {
         Backing::Anonymous => Vec::new(),
         Backing::File(_) => vec![Range { start: 0, end: size }],
-        Backing::CopyOf(file) => parts(file, size),
+        Backing::CopyOf(file) => parts(file, size).map_err(|source| MemoryError::Map { mib, source })?,
     };
     let start = sys::map_guest_memory(size, backing, &parts).map_err(|source| MemoryError::Map { mib, source })?;
     let mut offset = 0;
@@ -94,15 +95,20 @@ pub fn map_backed(mib: u64, backing: Backing<'_>) -> Result<GuestMemoryMmap, Mem
 /// The parts of the first `size` bytes of a file that hold anything, in whole huge pages. What
 /// lies between is zero, and so need not come from the file: then the kernel gives the guest huge
 /// pages there, which it does not for parts of a file.
-fn parts(file: &File, size: usize) -> Vec<Range<usize>> {
+fn parts(file: &File, size: usize) -> io::Result<Vec<Range<usize>>> {
     let mut parts = Vec::<Range<usize>>::new();
-    let find = |from| seek(file, from).ok().and_then(|offset| usize::try_from(offset).ok());
+    // None beyond the last. Any other failure must not pass for it: a guest would lose its memory.
+    let find = |from| match seek(file, from) {
+        Ok(offset) => Ok(usize::try_from(offset).ok()),
+        Err(Errno::NXIO) => Ok(None),
+        Err(error) => Err(io::Error::from(error)),
+    };
     let mut end = 0;
     while end < size
-        && let Some(data) = find(SeekFrom::Data(end as u64)).filter(|data| *data < size)
+        && let Some(data) = find(SeekFrom::Data(end as u64))?.filter(|data| *data < size)
     {
         let start = data - data % HUGE_PAGE;
-        let hole = find(SeekFrom::Hole(data as u64)).unwrap_or(size);
+        let hole = find(SeekFrom::Hole(data as u64))?.unwrap_or(size);
         // Never backwards, whatever the file system says.
         end = hole.max(data + 1).next_multiple_of(HUGE_PAGE).min(size);
         match parts.last_mut() {
@@ -111,7 +117,7 @@ fn parts(file: &File, size: usize) -> Vec<Range<usize>> {
             _ => {}
         }
     }
-    parts
+    Ok(parts)
 }
 
 /// Gives the memory to a virtual machine.
@@ -193,13 +199,19 @@ mod tests {
     fn a_copy_shares_what_the_file_holds_and_has_the_rest_for_itself() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(32 << 20).unwrap();
-        assert_eq!(parts(&file, 32 << 20), [0..0; 0]);
+        assert_eq!(parts(&file, 32 << 20).unwrap(), [0..0; 0]);
         let at = |mib: u64| (mib << 20) as usize;
         for offset in [at(3), at(4), at(9) + 5, at(31)] {
             std::os::unix::fs::FileExt::write_all_at(&file, &[7], offset as u64).unwrap();
         }
-        assert_eq!(parts(&file, at(32)), [at(2)..at(6), at(8)..at(10), at(30)..at(32)]);
-        assert_eq!(parts(&file, at(31)), [at(2)..at(6), at(8)..at(10)]);
+        assert_eq!(parts(&file, at(32)).unwrap(), [at(2)..at(6), at(8)..at(10), at(30)..at(32)]);
+        assert_eq!(parts(&file, at(31)).unwrap(), [at(2)..at(6), at(8)..at(10)]);
+
+        let (pipe, _writer) = io::pipe().unwrap();
+        assert!(
+            parts(&File::from(std::os::fd::OwnedFd::from(pipe)), 32 << 20).is_err(),
+            "nothing that can be sought in"
+        );
 
         let memory = map_backed(32, Backing::CopyOf(&file)).unwrap();
         let read = |address| memory.read_obj::<u8>(GuestAddress(address)).unwrap();
