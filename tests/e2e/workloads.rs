@@ -68,6 +68,8 @@ impl Service {
             if code == 0 {
                 return text;
             }
+            let status = self.client.status(&self.container).await.unwrap();
+            assert_eq!(status.state(), cri::ContainerState::ContainerRunning, "{:?}", self.log().await);
             assert!(Instant::now() < deadline, "{command:?}: {text}; {:?}", self.log().await);
             tokio::time::sleep(std::time::Duration::from_secs(1)).await;
         }
