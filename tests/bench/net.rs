@@ -11,9 +11,12 @@ use crate::Setting;
 use crate::guest::{self, Guest, Side, Tap};
 use crate::report::Report;
 
-/// Bytes of a transfer, and round trips of a byte.
-const BYTES: u64 = 64 << 20;
+/// Bytes to the guest and from it, as many as take about as long, and round trips of a byte.
+const TO_GUEST: u64 = 256 << 20;
+const FROM_GUEST: u64 = 64 << 20;
 const ROUND_TRIPS: u64 = 500;
+/// Bytes given or taken by one call. Less would measure the host's system calls.
+const PIECE: usize = 256 << 10;
 
 /// Alternates all, each time with a guest anew.
 pub fn run(setting: &Setting) -> Result<Vec<Report>> {
@@ -44,22 +47,26 @@ pub fn run(setting: &Setting) -> Result<Vec<Report>> {
 /// Milliseconds for the bytes to the guest, for those from it, and for the round trips.
 fn measure(guest: &mut Guest) -> Result<[f64; 3]> {
     // What is done for the first time costs more: windows open, pages are touched.
-    send(guest, BYTES / 16)?;
-    receive(guest, BYTES / 16)?;
+    send(guest, TO_GUEST / 16)?;
+    receive(guest, FROM_GUEST / 16)?;
     round_trips(guest, ROUND_TRIPS / 16)?;
-    Ok([send(guest, BYTES)?, receive(guest, BYTES)?, round_trips(guest, ROUND_TRIPS)?])
+    Ok([send(guest, TO_GUEST)?, receive(guest, FROM_GUEST)?, round_trips(guest, ROUND_TRIPS)?])
 }
 
 fn send(guest: &mut Guest, bytes: u64) -> Result<f64> {
     let begun = guest.order(b'S', bytes)?;
-    std::io::copy(&mut std::io::repeat(7).take(bytes), &mut guest.stream)?;
+    // Whole pieces.
+    let piece = vec![7; PIECE];
+    for _ in 0..bytes / PIECE as u64 {
+        guest.stream.write_all(&piece)?;
+    }
     guest.stream.read_exact(&mut [0])?;
     Ok(begun.elapsed().as_secs_f64() * 1e3)
 }
 
 fn receive(guest: &mut Guest, bytes: u64) -> Result<f64> {
     let begun = guest.order(b'G', bytes)?;
-    let mut piece = vec![0; 256 << 10];
+    let mut piece = vec![0; PIECE];
     let mut left = bytes;
     while left > 0 {
         let count = guest.stream.read(&mut piece)?;
