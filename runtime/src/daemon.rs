@@ -46,20 +46,21 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let patience = Instant::now() + LEAVING.mul_f64(config.timeout_scale);
-    refuse_second(&config.socket, patience).await?;
+    outlast(patience, |_| true, async || refuse_second(&config.socket).await).await?;
     let program = std::env::current_exe().context("find this program")?;
-    let store = loop {
-        match ImageStore::open_with(&config.root.join("images"), config.image_options()) {
-            Err(nacelle_image::Error::Locked { .. }) if Instant::now() < patience => tokio::time::sleep(AGAIN).await,
-            result => break result?,
-        }
-    };
-    let manager = loop {
-        match Manager::open(config.manager(program.clone())).await {
-            Err(nacelle_sandbox::Error::Locked { .. }) if Instant::now() < patience => tokio::time::sleep(AGAIN).await,
-            result => break result?,
-        }
-    };
+    let images = config.root.join("images");
+    let store = outlast(
+        patience,
+        |error| matches!(error, nacelle_image::Error::Locked { .. }),
+        async || ImageStore::open_with(&images, config.image_options()),
+    )
+    .await?;
+    let manager = outlast(
+        patience,
+        |error| matches!(error, nacelle_sandbox::Error::Locked { .. }),
+        async || Manager::open(config.manager(program.clone())).await,
+    )
+    .await?;
     manager.prepare_template();
     let streaming = Server::bind(config.streaming.options(config.timeout_scale)).await?;
     let door = streaming.door();
@@ -108,13 +109,25 @@ fn health(config: &Config) -> Health {
     })
 }
 
-/// Fails if somebody listens on the socket, and goes on to.
-async fn refuse_second(socket: &Path, patience: Instant) -> anyhow::Result<()> {
-    while UnixStream::connect(socket).await.is_ok() {
-        if Instant::now() >= patience {
-            bail!("{} is in use by another process: stop it or configure another socket", socket.display());
+/// Attempts something until it fails for another reason than that a killed daemon still has it, or until `patience`
+/// is over.
+async fn outlast<T, E>(
+    patience: Instant,
+    still_there: impl Fn(&E) -> bool,
+    attempt: impl AsyncFn() -> Result<T, E>,
+) -> Result<T, E> {
+    loop {
+        match attempt().await {
+            Err(error) if still_there(&error) && Instant::now() < patience => tokio::time::sleep(AGAIN).await,
+            result => return result,
         }
-        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// Fails if somebody listens on the socket.
+async fn refuse_second(socket: &Path) -> anyhow::Result<()> {
+    if UnixStream::connect(socket).await.is_ok() {
+        bail!("{} is in use by another process: stop it or configure another socket", socket.display());
     }
     Ok(())
 }
