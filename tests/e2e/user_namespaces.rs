@@ -11,6 +11,7 @@ use nacelle_proto::runtime::v1 as cri;
 use nacelle_tests::client::{Client, container_config, image, limit, pod_config};
 use nacelle_tests::daemon::Daemon;
 use nacelle_tests::disk::Disk;
+use nacelle_tests::host::run;
 use nacelle_tests::streaming::Spdy;
 use tempfile::TempDir;
 use tonic::Code;
@@ -294,8 +295,13 @@ async fn a_volume_s_files_belong_to_the_same_numbers_on_both_sides() {
     chown(path("users"), Some(1234), Some(50)).unwrap();
     fs::create_dir(path("open")).unwrap();
     fs::set_permissions(path("open"), fs::Permissions::from_mode(0o777)).unwrap();
+    fs::create_dir(path("later")).unwrap();
     let mounts = vec![
         mapped_mount(host.path(), "/data"),
+        cri::Mount {
+            propagation: cri::MountPropagation::PropagationHostToContainer.into(),
+            ..mapped_mount(host.path(), "/follow")
+        },
         mapped_mount(&path("roots"), "/single"),
         plain_mount(host.path(), "/unmapped"),
         cri::Mount { readonly: true, ..mapped_mount(host.path(), "/read-only") },
@@ -318,6 +324,14 @@ async fn a_volume_s_files_belong_to_the_same_numbers_on_both_sides() {
     let owner = |name: &str| fs::symlink_metadata(path(name)).map(|file| (file.uid(), file.gid())).unwrap();
     assert_eq!(["moved", "link", "roots", "dir"].map(owner), [(0, 0), (0, 0), (0, 0), (33, 44)]);
     assert!(refused(&client, &id, "touch /read-only/new").await.contains("Read-only"));
+    // What the host mounts later is mapped too.
+    let later = path("later").to_string_lossy().into_owned();
+    run("mount", &["-t", "tmpfs", "tmpfs", &later]);
+    fs::write(path("later/file"), "").unwrap();
+    chown(path("later/file"), Some(1234), Some(50)).unwrap();
+    client.shell(&id, "until [ -e /follow/later/file ]; do usleep 100000; done; echo x > /follow/later/made").await;
+    assert_eq!(owners(&client, &id, "/follow/later/file /follow/later/made").await, ["1234:50", "0:0"]);
+    assert_eq!(owner("later/made"), (0, 0));
     // Exec is in the same namespaces.
     assert_eq!(owners(&client, &id, "/data/link /data/dir").await, ["0:0", "33:44"]);
 
@@ -337,6 +351,7 @@ async fn a_volume_s_files_belong_to_the_same_numbers_on_both_sides() {
         client.remove(container).await.unwrap();
     }
     client.remove_pod(&pod).await.unwrap();
+    run("umount", &[&later]);
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ use nacelle_proto::runtime::v1 as cri;
 use nacelle_tests::client::{Client, container_config, image, limit, pod_config};
 use nacelle_tests::daemon::Daemon;
 use nacelle_tests::disk::Disk;
+use nacelle_tests::host;
 use tempfile::TempDir;
 use tonic::Code;
 
@@ -69,12 +70,6 @@ async fn refused(client: &Client, id: &str, script: &str) -> String {
     let answer = client.exec(id, &["sh", "-ec", script]).await.unwrap();
     assert_ne!(answer.exit_code, 0, "{script} succeeded: {}", String::from_utf8_lossy(&answer.stdout));
     String::from_utf8_lossy(&answer.stderr).into_owned()
-}
-
-/// Runs a program of the host.
-fn host(program: &str, args: &[&str]) {
-    let output = Command::new(program).args(args).output().unwrap();
-    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[tokio::test]
@@ -154,6 +149,38 @@ async fn ownership_modes_links_and_attributes_are_the_hosts() {
 }
 
 #[tokio::test]
+async fn an_empty_directory_in_memory_keeps_its_limit_and_a_sub_path_shows_no_more_than_itself() {
+    let (client, pod, _logs) = pod().await;
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
+    // As the kubelet prepares them: a tmpfs, and binds of what is below a volume.
+    for name in ["memory", "volume/a/b", "sub"] {
+        fs::create_dir_all(path(name)).unwrap();
+    }
+    host::run("mount", &["-t", "tmpfs", "-o", "size=1m,mode=1777", "tmpfs", &path("memory")]);
+    fs::write(path("volume/neighbour"), "").unwrap();
+    fs::write(path("volume/a/file"), "of a").unwrap();
+    fs::write(path("single"), "").unwrap();
+    host::run("mount", &["--bind", &path("volume/a"), &path("sub")]);
+    host::run("mount", &["--bind", &path("volume/a/file"), &path("single")]);
+    let mounts = [("memory", "/cache"), ("sub", "/sub"), ("single", "/etc/single")]
+        .map(|(host, container)| mount(Path::new(&path(host)), container));
+    let id = run(&client, &pod, mounts.to_vec()).await;
+    assert_eq!(shell(&client, &id, "df -k /cache | awk 'END { print $2 }'").await, "1024\n");
+    let said = refused(&client, &id, "dd if=/dev/zero of=/cache/large bs=64k count=32").await;
+    assert!(said.contains("No space left"), "{said}");
+    assert_eq!(fs::metadata(path("memory/large")).unwrap().len(), 1 << 20);
+    assert_eq!(shell(&client, &id, "rm /cache/large; cat /sub/file /etc/single; ls /sub").await, "of aof ab\nfile\n");
+    shell(&client, &id, "echo new > /etc/single; echo made > /sub/b/made").await;
+    assert_eq!(fs::read_to_string(path("volume/a/file")).unwrap(), "new\n");
+    assert_eq!(fs::read_to_string(path("volume/a/b/made")).unwrap(), "made\n");
+    client.remove_pod(&pod).await.unwrap();
+    for name in ["single", "sub", "memory"] {
+        host::run("umount", &[&path(name)]);
+    }
+}
+
+#[tokio::test]
 async fn what_the_host_changes_is_seen_within_a_second_or_two() {
     let (client, pod, _logs) = pod().await;
     let host = tempfile::tempdir().unwrap();
@@ -190,7 +217,7 @@ async fn read_only_holds_against_a_privileged_container() {
     let sub = host_directory.path().join("sub");
     fs::create_dir(&sub).unwrap();
     fs::write(host_directory.path().join("file"), "x").unwrap();
-    host("mount", &["-t", "tmpfs", "tmpfs", &sub.to_string_lossy()]);
+    host::run("mount", &["-t", "tmpfs", "tmpfs", &sub.to_string_lossy()]);
     let all = cri::Mount { recursive_read_only: true, ..read_only(host_directory.path(), "/all") };
     let mut privileged = config(vec![read_only(host_directory.path(), "/top"), all]);
     privileged.linux.as_mut().unwrap().security_context.as_mut().unwrap().privileged = true;
@@ -215,7 +242,7 @@ async fn read_only_holds_against_a_privileged_container() {
     assert_eq!(fs::read_to_string(sub.join("new")).unwrap(), "y\n");
     assert_eq!(fs::read_to_string(host_directory.path().join("file")).unwrap(), "x");
     client.remove_pod(&pod).await.unwrap();
-    host("umount", &[&sub.to_string_lossy()]);
+    host::run("umount", &[&sub.to_string_lossy()]);
     let status = client.runtime.clone().status(cri::StatusRequest { verbose: false }).await.unwrap().into_inner();
     assert!(status.runtime_handlers.iter().all(|h| h.features.as_ref().unwrap().recursive_read_only_mounts));
 }
@@ -232,12 +259,12 @@ async fn later_mounts_of_the_host_are_seen_where_that_was_asked_for() {
     };
     let id = run(&client, &pod, vec![follow, mount(directory.path(), "/private")]).await;
     assert_eq!(shell(&client, &id, "ls /follow/sub /private/sub").await, "/follow/sub:\n\n/private/sub:\n");
-    host("mount", &["-t", "tmpfs", "tmpfs", &sub.to_string_lossy()]);
+    host::run("mount", &["-t", "tmpfs", "tmpfs", &sub.to_string_lossy()]);
     fs::write(sub.join("mounted"), "").unwrap();
     shell(&client, &id, "until [ -e /follow/sub/mounted ]; do usleep 100000; done").await;
     assert_eq!(shell(&client, &id, "ls /private/sub").await, "");
     client.remove_pod(&pod).await.unwrap();
-    host("umount", &[&sub.to_string_lossy()]);
+    host::run("umount", &[&sub.to_string_lossy()]);
 }
 
 #[tokio::test]

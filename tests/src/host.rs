@@ -1,7 +1,8 @@
-//! What pods leave on the host.
+//! The host: what pods leave on it, and its programs.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Every VMM whose configuration lies under `run`: process and command line.
 pub fn vmm_processes(run: &Path) -> Vec<(i32, String)> {
@@ -51,6 +52,15 @@ pub fn cgroups(id: &str) -> Vec<String> {
     let mut found = Vec::new();
     walk(Path::new("/sys/fs/cgroup"), &format!("nacelle-{id}"), &mut found);
     found
+}
+
+/// Runs a program of the host.
+///
+/// # Panics
+/// If it fails, with what it said.
+pub fn run(program: &str, args: &[&str]) {
+    let output = Command::new(program).args(args).output().expect(program);
+    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// The kernel of the host.
