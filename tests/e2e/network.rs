@@ -140,7 +140,7 @@ impl Network<'_> {
     /// Writes its configuration, with further plugins after the bridge's.
     fn write(&self, file: &str, ranges: Value, more: &[Value]) {
         let mut plugins = vec![json!({
-            "type": "bridge", "bridge": self.bridge, "isGateway": true,
+            "type": "bridge", "bridge": self.bridge, "isGateway": true, "ipMasq": true,
             "ipam": { "type": "host-local", "ranges": ranges, "dataDir": self.daemon.path().join("ipam") },
         })];
         plugins.extend_from_slice(more);
