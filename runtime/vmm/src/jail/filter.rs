@@ -65,7 +65,6 @@ const DESCRIPTORS: &[i64] = &[
     libc::SYS_epoll_pwait2,
     libc::SYS_epoll_wait,
     libc::SYS_eventfd2,
-    libc::SYS_fcntl,
     libc::SYS_getpeername,
     libc::SYS_getsockname,
     libc::SYS_getsockopt,
@@ -146,6 +145,11 @@ const FILES: &[i64] = &[
 const IOCTL_GROUP: u64 = 0xff00;
 const IOCTL_GROUPS: [u64; 2] = [0xae00, 0x5400];
 
+/// What may be done to a descriptor. Not among them: to name the process that it sends signals to, for that may be any
+/// of the same user.
+const FCNTL_COMMANDS: [libc::c_int; 6] =
+    [libc::F_DUPFD, libc::F_DUPFD_CLOEXEC, libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_SETFL];
+
 /// Confines the calling thread and those that it starts from now on.
 ///
 /// # Errors
@@ -185,6 +189,8 @@ fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError>
     rules.insert(libc::SYS_mprotect, vec![masked(2, libc::PROT_EXEC as u64, 0)?]);
     let ioctls = IOCTL_GROUPS.into_iter().map(|group| masked(1, IOCTL_GROUP, group));
     rules.insert(libc::SYS_ioctl, ioctls.collect::<Result<_, _>>()?);
+    let commands = FCNTL_COMMANDS.into_iter().map(|command| exactly(1, command.into()));
+    rules.insert(libc::SYS_fcntl, commands.collect::<Result<_, _>>()?);
     // Threads, but no processes. The other filter sees to this one.
     rules.insert(libc::SYS_clone3, Vec::new());
     rules.insert(libc::SYS_clone, vec![masked(0, libc::CLONE_THREAD as u64, libc::CLONE_THREAD as u64)?]);
@@ -201,6 +207,7 @@ fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError>
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
     use std::process::Command;
     use std::thread;
 
@@ -220,6 +227,11 @@ mod tests {
             assert!(denied(std::net::UdpSocket::bind("127.0.0.1:0").map(drop)));
             assert!(denied(Command::new("/bin/true").spawn().map(drop)));
             assert!(denied(std::os::unix::fs::chroot("/")));
+            let file = std::fs::File::open("/").unwrap();
+            file.try_clone().unwrap();
+            // SAFETY: nothing but numbers is passed.
+            let owned = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETOWN, libc::getppid()) };
+            assert!(owned == -1 && denied(Err(io::Error::last_os_error())), "signals to another process");
             assert!(parent.is_none_or(|parent| denied(rustix::process::test_kill_process(parent).map_err(Into::into))));
         };
         // The filter stays with its thread.
