@@ -8,6 +8,11 @@
 use std::collections::BTreeMap;
 use std::io;
 
+use kvm_bindings::{
+    kvm_clock_data, kvm_debugregs, kvm_ioeventfd, kvm_irq_routing, kvm_irqfd, kvm_lapic_state, kvm_mp_state, kvm_msrs,
+    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+};
+use rustix::ioctl::{Opcode, opcode};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen as Length, SeccompCmpOp as Is, SeccompCondition, SeccompFilter,
     SeccompRule, TargetArch,
@@ -140,10 +145,30 @@ const FILES: &[i64] = &[
     libc::SYS_utimensat,
 ];
 
-/// The group of an ioctl's number, and the two that are used: KVM's, and that of taps, which is
-/// that of terminals and descriptors in general, too.
-const IOCTL_GROUP: u64 = 0xff00;
-const IOCTL_GROUPS: [u64; 2] = [0xae00, 0x5400];
+/// KVM's group of ioctls (Documentation/virt/kvm/api.rst of Linux).
+const KVM: u8 = 0xae;
+/// What runs a machine that is built, tells it of interrupts and notifications, and saves it. Not among them: what
+/// makes machines, processors, devices and memory.
+const KVM_IOCTLS: [Opcode; 15] = [
+    opcode::none(KVM, 0x80), // KVM_RUN, the first: it is called most.
+    opcode::none(KVM, 0x03), // KVM_CHECK_EXTENSION
+    opcode::write::<kvm_irq_routing>(KVM, 0x6a),
+    opcode::write::<kvm_irqfd>(KVM, 0x76),
+    opcode::write::<kvm_ioeventfd>(KVM, 0x79),
+    opcode::read::<kvm_clock_data>(KVM, 0x7c),
+    opcode::read::<kvm_regs>(KVM, 0x81),
+    opcode::read::<kvm_sregs>(KVM, 0x83),
+    opcode::read_write::<kvm_msrs>(KVM, 0x88),
+    opcode::read::<kvm_lapic_state>(KVM, 0x8e),
+    opcode::read::<kvm_mp_state>(KVM, 0x98),
+    opcode::read::<kvm_vcpu_events>(KVM, 0x9f),
+    opcode::read::<kvm_debugregs>(KVM, 0xa1),
+    opcode::read::<kvm_xsave>(KVM, 0xa4),
+    opcode::read::<kvm_xcrs>(KVM, 0xa6),
+];
+/// Of a tap that is handed over, and of any descriptor.
+const OTHER_IOCTLS: [libc::Ioctl; 5] =
+    [libc::TUNGETIFF, libc::TUNSETVNETHDRSZ, libc::TUNSETOFFLOAD, libc::FIOCLEX, libc::FIONBIO];
 
 /// What may be done to a descriptor. Not among them: to name the process that it sends signals to, for that may be any
 /// of the same user.
@@ -187,8 +212,9 @@ fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError>
     // Memory that is to be executed is mapped before the guest runs.
     rules.insert(libc::SYS_mmap, vec![masked(2, libc::PROT_EXEC as u64, 0)?]);
     rules.insert(libc::SYS_mprotect, vec![masked(2, libc::PROT_EXEC as u64, 0)?]);
-    let ioctls = IOCTL_GROUPS.into_iter().map(|group| masked(1, IOCTL_GROUP, group));
-    rules.insert(libc::SYS_ioctl, ioctls.collect::<Result<_, _>>()?);
+    let ioctls =
+        KVM_IOCTLS.into_iter().map(i64::from).chain(OTHER_IOCTLS.into_iter().map(|number| number.cast_signed()));
+    rules.insert(libc::SYS_ioctl, ioctls.map(|number| exactly(1, number)).collect::<Result<_, _>>()?);
     let commands = FCNTL_COMMANDS.into_iter().map(|command| exactly(1, command.into()));
     rules.insert(libc::SYS_fcntl, commands.collect::<Result<_, _>>()?);
     // Threads, but no processes. The other filter sees to this one.
@@ -216,6 +242,7 @@ mod tests {
     #[test]
     fn what_serves_a_guest_goes_on_and_what_reaches_further_does_not() {
         let parent = rustix::process::getppid();
+        let kvm = kvm_ioctls::Kvm::new().unwrap();
         let confined = move || {
             confine().unwrap();
             // A thread, memory, a unix socket and a file.
@@ -223,6 +250,7 @@ mod tests {
             rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM, None).unwrap();
             std::fs::metadata("/").unwrap();
 
+            assert!(kvm.create_vm().is_err_and(|error| error.errno() == libc::EPERM));
             let denied = |result: io::Result<()>| result.unwrap_err().raw_os_error() == Some(libc::EPERM);
             assert!(denied(std::net::UdpSocket::bind("127.0.0.1:0").map(drop)));
             assert!(denied(Command::new("/bin/true").spawn().map(drop)));
