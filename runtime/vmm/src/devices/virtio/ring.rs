@@ -119,10 +119,22 @@ impl Ring {
     /// # Errors
     /// If the driver's wish cannot be read.
     pub fn signal(&mut self, memory: &GuestMemoryMmap, interrupt: &dyn Interrupt) -> Result<(), DeviceError> {
+        if self.is_signal_due(memory)? {
+            interrupt.queue(self.index);
+        }
+        Ok(())
+    }
+
+    /// Whether the driver is to be interrupted, for chains were given back and it wants to know. It is taken to be told
+    /// then.
+    ///
+    /// # Errors
+    /// If the driver's wish cannot be read.
+    pub fn is_signal_due(&mut self, memory: &GuestMemoryMmap) -> Result<bool, DeviceError> {
         let next = self.queue.next_used();
         let before = std::mem::replace(&mut self.signalled, next);
         if next == before {
-            return Ok(());
+            return Ok(false);
         }
         // The driver writes its wish, then looks whether chains were given back; the other
         // way round here.
@@ -139,10 +151,7 @@ impl Ring {
                 .load(GuestAddress(available), Ordering::Relaxed)
                 .map(|flags| u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
         };
-        if wanted.map_err(|error| self.error(&error.to_string()))? {
-            interrupt.queue(self.index);
-        }
-        Ok(())
+        wanted.map_err(|error| self.error(&error.to_string()))
     }
 
     /// Asks the driver for a notification at the next available chain. True if one came
@@ -154,9 +163,82 @@ impl Ring {
         self.queue.enable_notification(memory).map_err(|error| self.error(&error.to_string()))
     }
 
+    /// Takes back what [`Ring::rearm`] asked for. The driver may not have seen it when it makes the next chain available,
+    /// and the device looks again by itself.
+    ///
+    /// # Errors
+    /// If the wish cannot be written.
+    pub fn disarm(&mut self, memory: &GuestMemoryMmap) -> Result<(), DeviceError> {
+        let written = if self.queue.event_idx_enabled() {
+            // Virtio 1.2, section 2.7.10: an event that has been.
+            let event = self.queue.used_ring() + 4 + 8 * u64::from(self.queue.size());
+            let past = self.queue.next_avail().wrapping_sub(1);
+            memory.store(past.to_le(), GuestAddress(event), Ordering::Relaxed).map_err(|error| error.to_string())
+        } else {
+            self.queue.disable_notification(memory).map_err(|error| error.to_string())
+        };
+        written.map_err(|reason| self.error(&reason))
+    }
+
     /// An error about this queue.
     #[must_use]
     pub fn error(&self, reason: &str) -> DeviceError {
         DeviceError { device: self.device, reason: format!("queue {}: {reason}", self.index) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: u64 = 0x1000;
+    const AVAILABLE: u64 = 0x2000;
+    const USED: u64 = 0x3000;
+    const SIZE: u16 = 16;
+
+    fn ring(features: u64) -> (GuestMemoryMmap, Ring) {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap();
+        let mut queue = Queue::new(SIZE).unwrap();
+        queue.set_size(SIZE);
+        queue.set_desc_table_address(Some(TABLE as u32), Some(0));
+        queue.set_avail_ring_address(Some(AVAILABLE as u32), Some(0));
+        queue.set_used_ring_address(Some(USED as u32), Some(0));
+        queue.set_ready(true);
+        let ring = Ring::new("test", 0, queue, &memory, features).unwrap();
+        (memory, ring)
+    }
+
+    /// The driver makes `count` chains available in all; whether it would notify the device of those since `before`
+    /// (virtio 1.2, section 2.7.10.1).
+    fn notifies(memory: &GuestMemoryMmap, before: u16, count: u16) -> bool {
+        memory.write_obj(count, GuestAddress(AVAILABLE + 2)).unwrap();
+        let event: u16 = memory.read_obj(GuestAddress(USED + 4 + 8 * u64::from(SIZE))).unwrap();
+        count.wrapping_sub(event).wrapping_sub(1) < count.wrapping_sub(before)
+    }
+
+    #[test]
+    fn a_notification_comes_when_it_was_asked_for_and_not_when_that_was_taken_back() {
+        let (memory, mut ring) = ring(1 << VIRTIO_RING_F_EVENT_IDX);
+        assert!(!ring.rearm(&memory).unwrap());
+        assert!(notifies(&memory, 0, 1));
+        assert!(ring.rearm(&memory).unwrap(), "there is one to take");
+        assert!(ring.pop(&memory).unwrap().is_some());
+        ring.disarm(&memory).unwrap();
+        assert!(!notifies(&memory, 1, 2) && !notifies(&memory, 1, 5));
+        for _ in 1..5 {
+            assert!(ring.pop(&memory).unwrap().is_some());
+        }
+        assert!(!ring.rearm(&memory).unwrap());
+        assert!(notifies(&memory, 5, 6));
+    }
+
+    #[test]
+    fn without_events_it_is_a_flag_that_is_asked_by() {
+        let (memory, mut ring) = ring(0);
+        let flags = || memory.read_obj::<u16>(GuestAddress(USED)).unwrap();
+        ring.disarm(&memory).unwrap();
+        assert_eq!(flags(), 1);
+        assert!(!ring.rearm(&memory).unwrap());
+        assert_eq!(flags(), 0);
     }
 }

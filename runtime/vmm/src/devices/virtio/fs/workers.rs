@@ -158,9 +158,9 @@ impl Shared {
                 Ok(STOP) => return,
                 Ok(MORE) => {
                     self.more.clear();
-                    (0..self.rings.len()).rev().try_for_each(|queue| self.serve(queue))
+                    (0..self.rings.len()).rev().try_for_each(|index| self.serve(index as u16))
                 }
-                Ok(queue) => usize::try_from(queue).map_or(Ok(()), |queue| self.serve(queue)),
+                Ok(index) => u16::try_from(index).map_or(Ok(()), |index| self.serve(index)),
                 Err(error) => return crate::report("a thread for volumes cannot wait for requests", &error),
             };
             if let Err(error) = result {
@@ -187,8 +187,8 @@ impl Shared {
     }
 
     /// Serves a queue until it is empty.
-    fn serve(self: &Arc<Self>, queue: usize) -> Result<(), DeviceError> {
-        let Some(ring) = self.rings.get(queue) else { return Ok(()) };
+    fn serve(self: &Arc<Self>, index: u16) -> Result<(), DeviceError> {
+        let Some(ring) = self.rings.get(usize::from(index)) else { return Ok(()) };
         while !self.stopped.load(Ordering::Relaxed) {
             let chain = {
                 let mut ring = lock(ring);
@@ -199,15 +199,26 @@ impl Shared {
                 }
             };
             let header = self.header(&chain);
-            if may_wait(header.opcode) {
+            let may_wait = may_wait(header.opcode);
+            if may_wait {
                 let more = lock(ring).rearm(&self.memory)?;
                 self.make_way(more);
             }
             let head = chain.head_index();
             let written = self.answer(chain, header);
-            let mut ring = lock(ring);
-            ring.complete(&self.memory, head, written)?;
-            ring.signal(&self.memory, self.interrupt.as_ref())?;
+            let signal = {
+                let mut ring = lock(ring);
+                if may_wait {
+                    // What comes next is this thread's to see: a notification would wake another for nothing.
+                    ring.disarm(&self.memory)?;
+                }
+                ring.complete(&self.memory, head, written)?;
+                ring.is_signal_due(&self.memory)?
+            };
+            // Without the queue: the guest may have this processor before the call returns.
+            if signal {
+                self.interrupt.queue(index);
+            }
         }
         Ok(())
     }
