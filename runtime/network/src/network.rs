@@ -142,34 +142,6 @@ impl Network {
         .await
     }
 
-    /// Tells the plugins of all networks which pods have joined them, so that they give back what they keep for others (GC,
-    /// since version 1.1.0 of the CNI). `records` are those of all pods; none may join or leave meanwhile.
-    ///
-    /// # Errors
-    /// A record that cannot be read, for then nothing is given back; or the first failure, after all networks had their
-    /// turn.
-    pub async fn collect_garbage(&self, records: Vec<PathBuf>) -> Result<()> {
-        if self.config.cni == Mode::Off {
-            return Ok(());
-        }
-        self.on_thread(move |network| {
-            let lists = match network.lists() {
-                Err(Error::NotConfigured(_)) => return Ok(()),
-                lists => lists?,
-            };
-            let records = records.iter().map(|path| Record::read(path)).collect::<Result<Vec<_>>>()?;
-            let joined: Vec<_> = records.iter().flatten().flat_map(|record| &record.attachments).collect();
-            let mut first = Ok(());
-            for list in &lists {
-                let valid: Vec<_> =
-                    joined.iter().copied().filter(|attachment| attachment.list.name == list.name).collect();
-                first = first.and(Chain::new(&network.plugins).gc(list, &valid));
-            }
-            first
-        })
-        .await
-    }
-
     fn lists(&self) -> Result<Vec<NetworkList>> {
         cni::load(&self.config.conf_directory, self.config.networks)
     }
@@ -266,55 +238,4 @@ fn summary(joined: Vec<Joined>, results: &[AddResult]) -> Attached {
     });
     let interfaces = joined.into_iter().map(|Joined { interface, tap }| GuestInterface { interface, tap }).collect();
     Attached { interfaces, ips, dns }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs;
-    use std::os::unix::fs::PermissionsExt;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn plugins_are_told_of_their_own_network_s_pods_and_of_none_if_one_cannot_be_read() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = |name: &str| directory.path().join(name);
-        let script = format!("#!/bin/sh\ncat >> {}\n", path("told").display());
-        fs::write(path("keeper"), script).unwrap();
-        fs::set_permissions(path("keeper"), fs::Permissions::from_mode(0o755)).unwrap();
-        fs::create_dir(path("net.d")).unwrap();
-        let config = NetworkConfig {
-            conf_directory: path("net.d"),
-            plugin_directories: vec![directory.path().into()],
-            ..NetworkConfig::default()
-        };
-        let network = Network::new(config, 1.0);
-        network.collect_garbage(Vec::new()).await.expect("nothing is configured");
-
-        let list = json!({ "cniVersion": "1.1.0", "name": "net", "plugins": [{ "type": "keeper" }] });
-        fs::write(path("net.d/10.conflist"), list.to_string()).unwrap();
-        let lists = cni::load(&path("net.d"), 1).unwrap();
-        let mut records = vec![path("never-attached")];
-        for (id, name) in [("one", "net"), ("two", "other")] {
-            let mut record = Record::new(path("netns"));
-            record.attachments.push(Attachment {
-                list: NetworkList { name: name.into(), ..lists[0].clone() },
-                interface: "eth0".into(),
-                container_id: id.into(),
-                args: String::new(),
-                capabilities: serde_json::Map::new(),
-                result: None,
-            });
-            records.push(path(id));
-            record.write(&path(id)).unwrap();
-        }
-        network.collect_garbage(records.clone()).await.unwrap();
-        let told: Value = serde_json::from_slice(&fs::read(path("told")).unwrap()).unwrap();
-        assert_eq!(told["cni.dev/valid-attachments"], json!([{ "containerID": "one", "ifname": "eth0" }]));
-
-        fs::write(path("two"), "{").unwrap();
-        fs::remove_file(path("told")).unwrap();
-        network.collect_garbage(records).await.unwrap_err();
-        assert!(!path("told").exists());
-    }
 }

@@ -48,11 +48,6 @@ pub async fn restore(
     while let Some(done) = tasks.join_next().await {
         sandboxes.push(done.map_err(|e| Error::Internal(e.to_string()))??);
     }
-    // Before there can be a pod more.
-    let networks = names(&layout.pods_root())?.iter().map(|id| layout.pod(id).network()).collect();
-    if let Err(error) = network.collect_garbage(networks).await {
-        tracing::warn!(%error, "network plugins may keep what no pod has");
-    }
     let running = sandboxes.iter().filter(|s| s.state() == SandboxState::Ready).count();
     if !sandboxes.is_empty() || orphans > 0 {
         tracing::info!(running, ended = sandboxes.len() - running, orphans, "pods taken over");

@@ -122,12 +122,12 @@ impl<'a> Chain<'a> {
     }
 
     /// Tells the plugins which attachments to this network there are; they remove what they
-    /// keep for others. Versions before 1.1.0 have no such command, and a list may forbid it. Blocks.
+    /// keep for others. Versions before 1.1.0 have no such command. Blocks.
     ///
     /// # Errors
     /// The first failure, after all plugins had their turn.
     pub fn gc(&self, list: &NetworkList, valid: &[&Attachment]) -> Result<()> {
-        if list.version < Version::V1_1_0 || list.disable_gc {
+        if list.version < Version::V1_1_0 {
             return Ok(());
         }
         let valid: Vec<_> = valid
