@@ -60,8 +60,17 @@ async fn a_busy_containers_time_grows_and_an_idle_ones_does_not() {
     let calm = |stats: &cri::ContainerStats| rate(stats).is_some_and(|rate| rate < 20_000_000);
     until(&client, &idle, "time used by nothing", calm).await;
 
-    let stats = client.pod_stats(&pod).await.unwrap().linux.unwrap();
-    let cpu = stats.cpu.unwrap();
+    // The guest's second is not the host's: the pod's rate may come later than its containers'.
+    let deadline = Instant::now() + limit(60);
+    let (stats, cpu) = loop {
+        let stats = client.pod_stats(&pod).await.unwrap().linux.unwrap();
+        let cpu = stats.cpu.clone().unwrap();
+        if cpu.usage_nano_cores.is_some() {
+            break (stats, cpu);
+        }
+        assert!(Instant::now() < deadline, "no rate of the pod: {stats:#?}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
     assert!(value(&cpu.usage_core_nano_seconds) > value(&pod_first.usage_core_nano_seconds));
     assert!(value(&cpu.usage_nano_cores) > 0 && cpu.timestamp > pod_first.timestamp);
     // Two containers, each of one process.
