@@ -62,6 +62,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     )
     .await?;
     manager.prepare_template();
+    manager.collect_network_garbage();
     let streaming = Server::bind(config.streaming.options(config.timeout_scale)).await?;
     let door = streaming.door();
     let listener = listen(&config.socket)?;

@@ -208,6 +208,49 @@ async fn what_fails_is_undone_and_a_configuration_counts_at_once() {
     assert_eq!((daemon.leftovers(), network.taken()), (vec![], vec![]));
 }
 
+/// What a plugin was last told of which pods there are.
+fn told(log: &Path) -> Vec<Value> {
+    let deadline = std::time::Instant::now() + limit(60);
+    loop {
+        // It may be writing still.
+        if let Some(told) = fs::read(log).ok().and_then(|told| serde_json::from_slice::<Value>(&told).ok()) {
+            fs::remove_file(log).unwrap();
+            return told["cni.dev/valid-attachments"].as_array().unwrap().clone();
+        }
+        assert!(std::time::Instant::now() < deadline, "nothing told");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[tokio::test]
+async fn plugins_are_told_at_the_start_which_pods_there_are() {
+    let mut daemon = Daemon::networked("").unwrap();
+    let log = daemon.path().join("told");
+    let path = daemon.path().join("plugins/keeper");
+    let script = format!("#!/bin/sh\nconfig=$(cat)\n[ $CNI_COMMAND != GC ] || echo \"$config\" > {}\n", log.display());
+    fs::write(&path, script).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    let network = Network { daemon: &daemon, bridge: "nt-gc", number: 5 };
+    network.write("10.conflist", network.range(), &[]);
+    daemon.restart().await.unwrap();
+    let client = daemon.client().await;
+    let logs = tempfile::tempdir().unwrap();
+    let pod = client.run_pod(logs.path()).await.unwrap();
+    assert!(!log.exists());
+    // From here on of a version that has the command.
+    let list = json!({ "cniVersion": "1.1.0", "name": "nt-gc", "plugins": [{ "type": "keeper" }] });
+    fs::write(daemon.path().join("cni/10.conflist"), list.to_string()).unwrap();
+    daemon.kill();
+    daemon.restart().await.unwrap();
+    assert!(told(&log).contains(&json!({ "containerID": pod, "ifname": "eth0" })));
+    let client = daemon.client().await;
+    client.remove_pod(&pod).await.unwrap();
+    daemon.terminate().unwrap();
+    daemon.restart().await.unwrap();
+    assert_eq!(told(&log), [Value::Null; 0]);
+    assert_eq!(daemon.leftovers(), [""; 0]);
+}
+
 #[tokio::test]
 async fn a_pod_has_both_families_and_several_interfaces() {
     let mut daemon = Daemon::networked("network.networks = 2").unwrap();

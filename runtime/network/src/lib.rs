@@ -18,6 +18,7 @@ mod capabilities;
 pub mod cni;
 mod config;
 mod error;
+mod garbage;
 mod join;
 mod netns;
 mod network;

@@ -18,6 +18,8 @@ use crate::{Dns, Error, Mode, NetworkConfig, Pod, Result};
 
 /// Names of a pod's interfaces, with a number after it.
 const PREFIX: &str = "eth";
+/// Names of pods' network namespaces, with the sandbox id after it.
+pub(crate) const NETNS: &str = "nacelle-";
 
 /// A guest's interface.
 #[derive(Debug)]
@@ -42,8 +44,8 @@ pub struct Attached {
 /// The networks of the host. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Network {
-    config: Arc<NetworkConfig>,
-    plugins: Arc<Plugins>,
+    pub(crate) config: Arc<NetworkConfig>,
+    pub(crate) plugins: Arc<Plugins>,
 }
 
 impl Network {
@@ -142,13 +144,14 @@ impl Network {
         .await
     }
 
-    fn lists(&self) -> Result<Vec<NetworkList>> {
+    pub(crate) fn lists(&self) -> Result<Vec<NetworkList>> {
         cni::load(&self.config.conf_directory, self.config.networks)
     }
 
     fn attach_to(&self, pod: &Pod, lists: Vec<NetworkList>, path: &Path) -> Result<Attached> {
         let (args, capabilities) = (pod.args()?, pod.capabilities()?);
-        let netns = Netns::at(self.config.netns_directory.join(format!("nacelle-{}", pod.id)));
+        let _with_others = self.lock_shared()?;
+        let netns = Netns::at(self.config.netns_directory.join(format!("{NETNS}{}", pod.id)));
         let mut record = Record::new(netns.path().into());
         record.write(path)?;
         let attached = netns.create().and_then(|()| {
@@ -185,7 +188,10 @@ impl Network {
 
     fn detach_by(&self, path: &Path) -> Result<()> {
         match Record::read(path)? {
-            Some(record) => self.undo(&record, path),
+            Some(record) => {
+                let _with_others = self.lock_shared()?;
+                self.undo(&record, path)
+            }
             None => Ok(()),
         }
     }
@@ -205,7 +211,7 @@ impl Network {
 
     /// Runs `work` on a thread that is there as long as it takes, whatever becomes of the
     /// caller: plugins die with the thread that started them.
-    async fn on_thread<T, F>(&self, work: F) -> Result<T>
+    pub(crate) async fn on_thread<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
         F: FnOnce(&Self) -> Result<T> + Send + 'static,

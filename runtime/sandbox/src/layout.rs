@@ -5,12 +5,15 @@
 //! `pods/<id>/scratch.img`.
 //! Under `run`, which need not: `pods/<id>/{vmm.json,vmm.log,vsock,control,console}`.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::Error;
 
 /// Longest path a unix socket can have, without the terminating zero.
 const SOCKET_PATH_LIMIT: usize = 107;
+/// Name of the record of a pod's network.
+const NETWORK: &str = "network.json";
 
 /// The two trees.
 #[derive(Debug, Clone)]
@@ -38,6 +41,12 @@ impl Layout {
     /// Directory of all pods' records.
     pub fn pods_root(&self) -> PathBuf {
         self.root.join("pods")
+    }
+
+    /// Records of all pods' networks, whether they are there or not.
+    pub fn networks(&self) -> io::Result<Vec<PathBuf>> {
+        let pods = std::fs::read_dir(self.pods_root())?;
+        pods.map(|entry| Ok(entry?.path().join(NETWORK))).collect()
     }
 
     /// Directory of all pods' sockets.
@@ -73,7 +82,7 @@ impl PodPaths {
 
     /// The record of its network.
     pub fn network(&self) -> PathBuf {
-        self.root.join("network.json")
+        self.root.join(NETWORK)
     }
 
     /// Directory of the containers' records.

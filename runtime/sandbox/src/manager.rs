@@ -103,6 +103,17 @@ impl Manager {
         self.shared.templates.prepare(GuestSize::without_limits(&self.shared.config.guest));
     }
 
+    /// Lets network plugins give back what they keep for pods that are gone. Returns at once:
+    /// pods that join a network meanwhile wait for it.
+    pub fn collect_network_garbage(&self) {
+        let (network, layout) = (self.shared.network.clone(), self.shared.layout.clone());
+        tokio::spawn(async move {
+            if let Err(error) = network.collect_garbage(move || layout.networks()).await {
+                tracing::warn!(%error, "network plugins may keep what no pod has");
+            }
+        });
+    }
+
     /// The networks that pods join.
     #[must_use]
     pub fn network(&self) -> &Network {

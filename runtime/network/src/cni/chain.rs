@@ -25,6 +25,17 @@ pub struct Attachment {
     pub result: Option<Value>,
 }
 
+/// An attachment that plugins shall not forget (specification, `cni.dev/valid-attachments`).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Valid {
+    /// The sandbox id.
+    #[serde(rename = "containerID")]
+    pub container_id: String,
+    /// The pod's interface.
+    #[serde(rename = "ifname")]
+    pub interface: String,
+}
+
 /// The plugins with what they are run for.
 #[derive(Debug, Clone, Copy)]
 pub struct Chain<'a> {
@@ -122,22 +133,20 @@ impl<'a> Chain<'a> {
     }
 
     /// Tells the plugins which attachments to this network there are; they remove what they
-    /// keep for others. Versions before 1.1.0 have no such command. Blocks.
+    /// keep for others. Versions before 1.1.0 have no such command, and a list may forbid it.
+    /// Blocks.
     ///
     /// # Errors
     /// The first failure, after all plugins had their turn.
-    pub fn gc(&self, list: &NetworkList, valid: &[&Attachment]) -> Result<()> {
-        if list.version < Version::V1_1_0 {
+    pub fn gc(&self, list: &NetworkList, valid: &[Valid]) -> Result<()> {
+        if list.version < Version::V1_1_0 || list.disable_gc {
             return Ok(());
         }
-        let valid: Vec<_> = valid
-            .iter()
-            .map(|one| serde_json::json!({ "containerID": one.container_id, "ifname": one.interface }))
-            .collect();
+        let valid = serde_json::json!(valid);
         let mut first = Ok(());
         for plugin in &list.plugins {
             let mut config = derive(list, plugin, &Map::new(), None);
-            config.insert("cni.dev/valid-attachments".into(), valid.clone().into());
+            config.insert("cni.dev/valid-attachments".into(), valid.clone());
             let call = Call { command: "GC", network: &list.name, variables: &[] };
             let done = self.plugins.run(NetworkList::kind(plugin), &call, &config).map(drop);
             first = first.and(done);

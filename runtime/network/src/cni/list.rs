@@ -59,6 +59,9 @@ pub struct NetworkList {
     pub version: Version,
     /// Whether CHECK is known to be wrong.
     pub disable_check: bool,
+    /// Whether others have attachments to it too, so that GC would take theirs away.
+    #[serde(default)]
+    pub disable_gc: bool,
     /// The plugins' configurations, in order.
     pub plugins: Vec<Map<String, Value>>,
     /// The file it comes from.
@@ -96,6 +99,7 @@ fn parse(source: &Path, text: &[u8]) -> std::result::Result<NetworkList, String>
     }
     let version = version(&object)?;
     let disable_check = flag(&object, "disableCheck")?;
+    let disable_gc = flag(&object, "disableGC")?;
     let plugins = match object.remove("plugins") {
         Some(Value::Array(plugins)) => plugins
             .into_iter()
@@ -117,7 +121,7 @@ fn parse(source: &Path, text: &[u8]) -> std::result::Result<NetworkList, String>
             return Err(format!("plugins[{index}].type: must be the name of a plugin's program"));
         }
     }
-    Ok(NetworkList { name, version, disable_check, plugins, source: source.into() })
+    Ok(NetworkList { name, version, disable_check, disable_gc, plugins, source: source.into() })
 }
 
 /// The highest version that both the configuration and we know.

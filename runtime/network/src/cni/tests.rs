@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::chain::derive;
-use super::{AddResult, Attachment, Chain, NetworkList, Plugins, Version, load};
+use super::{AddResult, Attachment, Chain, NetworkList, Plugins, Valid, Version, load};
 
 fn list(text: &Value) -> NetworkList {
     NetworkList::parse(Path::new("10-test.conflist"), text.to_string().as_bytes()).unwrap()
@@ -199,9 +199,13 @@ fn commands_of_a_later_version_are_not_sent_to_earlier_ones() {
     attachment.list.version = Version::V1_1_0;
     let error = chain.status(&attachment.list).unwrap_err().to_string();
     assert!(error.contains("not yet") && error.contains("STATUS"), "{error}");
-    chain.gc(&attachment.list, &[&attachment]).unwrap();
+    let valid = Valid { container_id: "c".into(), interface: "eth0".into() };
+    chain.gc(&attachment.list, &[valid]).unwrap();
     let log = fs::read_to_string(directory.path().join("log")).unwrap();
     assert!(log.contains(r#""cni.dev/valid-attachments":[{"containerID":"c","ifname":"eth0"}]"#), "{log}");
+    attachment.list.disable_gc = true;
+    chain.gc(&attachment.list, &[]).unwrap();
+    assert_eq!(fs::read_to_string(directory.path().join("log")).unwrap(), log);
 }
 
 proptest! {
