@@ -25,7 +25,8 @@ use vmm_sys_util::eventfd::EventFd;
 use super::metrics::FsMetrics;
 use super::passthrough::Passthrough;
 use super::volumes::Volumes;
-use super::{credentials, init};
+use super::{credentials, init, transfer};
+use crate::devices::virtio::chain::ChainScratch;
 use crate::devices::virtio::device::{DeviceError, Interrupt};
 use crate::devices::virtio::ring::{AvailableChain, Ring};
 use crate::devices::virtio::wake::Wake;
@@ -150,6 +151,7 @@ impl Shared {
         if let Err(error) = credentials::prepare_thread() {
             crate::report("a thread for volumes cannot get a umask of its own", &error);
         }
+        let mut scratch = ChainScratch::new();
         loop {
             self.idle.fetch_add(1, Ordering::SeqCst);
             let event = self.wait();
@@ -158,9 +160,9 @@ impl Shared {
                 Ok(STOP) => return,
                 Ok(MORE) => {
                     self.more.clear();
-                    (0..self.rings.len()).rev().try_for_each(|index| self.serve(index as u16))
+                    (0..self.rings.len()).rev().try_for_each(|index| self.serve(index as u16, &mut scratch))
                 }
-                Ok(index) => u16::try_from(index).map_or(Ok(()), |index| self.serve(index)),
+                Ok(index) => u16::try_from(index).map_or(Ok(()), |index| self.serve(index, &mut scratch)),
                 Err(error) => return crate::report("a thread for volumes cannot wait for requests", &error),
             };
             if let Err(error) = result {
@@ -187,7 +189,7 @@ impl Shared {
     }
 
     /// Serves a queue until it is empty.
-    fn serve(self: &Arc<Self>, index: u16) -> Result<(), DeviceError> {
+    fn serve(self: &Arc<Self>, index: u16, scratch: &mut ChainScratch) -> Result<(), DeviceError> {
         let Some(ring) = self.rings.get(usize::from(index)) else { return Ok(()) };
         while !self.stopped.load(Ordering::Relaxed) {
             let chain = {
@@ -205,7 +207,7 @@ impl Shared {
                 self.make_way(more);
             }
             let head = chain.head_index();
-            let written = self.answer(chain, header);
+            let written = self.answer(chain, header, scratch);
             let signal = {
                 let mut ring = lock(ring);
                 if may_wait {
@@ -244,9 +246,12 @@ impl Shared {
     }
 
     /// Answers one request. Returns how many bytes the answer has.
-    fn answer(&self, chain: AvailableChain<'_>, header: InHeader) -> u32 {
+    fn answer(&self, chain: AvailableChain<'_>, header: InHeader, scratch: &mut ChainScratch) -> u32 {
         let metrics = &self.volumes.metrics;
         FsMetrics::count(&metrics.requests, 1);
+        if let Some(written) = transfer::answer(&self.volumes, scratch, &self.memory, &chain, &header) {
+            return written;
+        }
         if is_known(header.opcode) && header.len <= MESSAGE_LIMIT {
             let reader = Reader::from_descriptor_chain(&self.memory, chain.clone());
             let writer = VirtioFsWriter::new(&self.memory, chain.clone());
