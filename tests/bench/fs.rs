@@ -40,13 +40,14 @@ pub fn run(setting: &Setting) -> Result<Vec<Report>> {
 fn measure(setting: &Setting, side: Side) -> Result<[f64; 5]> {
     let share = tempfile::tempdir()?;
     std::fs::create_dir(share.path().join("share"))?;
-    let mut guest = Guest::start(setting, side, Some(share.path()))?;
-    // The mount, and what is done for the first time.
-    guest.done(b'm', 0)?;
-    guest.done(b'f', 16)?;
-    let mut figures = [0.0; 5];
-    for (figure, (_, order, count)) in figures.iter_mut().zip(MEASURES) {
-        *figure = guest.done(order, count)?;
-    }
-    Ok(figures)
+    Guest::with(setting, side, Some(share.path()), |guest| {
+        // The mount, and what is done for the first time.
+        guest.done(b'm', 0)?;
+        guest.done(b'f', 16)?;
+        let mut figures = [0.0; 5];
+        for (figure, (_, order, count)) in figures.iter_mut().zip(MEASURES) {
+            *figure = guest.done(order, count)?;
+        }
+        Ok(figures)
+    })
 }

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,6 +13,8 @@ use anyhow::{Context, Result, bail};
 use nacelle_tests::client::limit;
 use nacelle_vmm::config::Start;
 use nacelle_vmm::control::{Access, Client, ClientError, Request, Response};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tempfile::TempDir;
 
 use crate::Setting;
@@ -75,32 +77,43 @@ fn ip(arguments: &[&str]) -> Result<()> {
 
 /// A guest that takes orders. Killed when dropped.
 pub struct Guest {
-    /// Where it takes them.
+    /// Where it takes them. It ends with the guest.
     pub stream: TcpStream,
     _processes: Processes,
-    _directory: TempDir,
 }
 
 impl Guest {
-    /// Starts one, with the directory `share` of the host if there is one, and waits until it
-    /// takes orders.
-    pub fn start(setting: &Setting, side: Side, share: Option<&Path>) -> Result<Self> {
+    /// Starts one, with the directory `share` of the host if there is one, waits until it
+    /// takes orders, and gives it some.
+    ///
+    /// # Errors
+    /// With the guest's last words, if there are any.
+    pub fn with<T>(
+        setting: &Setting,
+        side: Side,
+        share: Option<&Path>,
+        orders: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
         let directory = tempfile::Builder::new().prefix("b").tempdir_in("/tmp")?;
+        let done = Self::start(setting, side, share, &directory).and_then(|mut guest| orders(&mut guest));
+        done.map_err(|error| {
+            let console = std::fs::read(directory.path().join("console")).unwrap_or_default();
+            error.context(String::from_utf8_lossy(&console).into_owned())
+        })
+    }
+
+    fn start(setting: &Setting, side: Side, share: Option<&Path>, directory: &TempDir) -> Result<Self> {
         let mut processes = Processes(Vec::new());
         if side == Side::Ours {
-            nacelle(setting, &directory, share, &mut processes)?;
+            nacelle(setting, directory, share, &mut processes)?;
         } else {
-            let socket = share.map(|share| virtiofsd(share, &directory, &mut processes)).transpose()?;
+            let socket = share.map(|share| virtiofsd(share, directory, &mut processes)).transpose()?;
             let vhost = if side == Side::Vhost { "on" } else { "off" };
             qemu(setting, vhost, socket.as_deref(), &mut processes)?;
         }
-        match connect(&mut processes.0) {
-            Ok(stream) => Ok(Self { stream, _processes: processes, _directory: directory }),
-            Err(error) => {
-                let console = std::fs::read(directory.path().join("console")).unwrap_or_default();
-                Err(error.context(String::from_utf8_lossy(&console).into_owned()))
-            }
-        }
+        let stream = connect(&mut processes.0)?;
+        end_with(&processes.0, stream.try_clone()?)?;
+        Ok(Self { stream, _processes: processes })
     }
 
     /// Gives an order: its letter and its count.
@@ -153,6 +166,22 @@ fn connect(processes: &mut [Child]) -> Result<TcpStream> {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Ends the connection when the first of the processes does: what is gone will not answer, and
+/// an emulated host's clock may take hours to the end of a deadline.
+fn end_with(processes: &[Child], stream: TcpStream) -> Result<()> {
+    let mut watched = Vec::new();
+    for process in processes {
+        let pid = i32::try_from(process.id()).ok().and_then(Pid::from_raw).context("a process id")?;
+        watched.push(pidfd_open(pid, PidfdFlags::empty())?);
+    }
+    std::thread::spawn(move || {
+        let mut ended: Vec<_> = watched.iter().map(|process| PollFd::new(process, PollFlags::IN)).collect();
+        while matches!(poll(&mut ended, None), Err(rustix::io::Errno::INTR)) {}
+        let _ = stream.shutdown(Shutdown::Both);
+    });
+    Ok(())
 }
 
 fn nacelle(setting: &Setting, directory: &TempDir, share: Option<&Path>, processes: &mut Processes) -> Result<()> {

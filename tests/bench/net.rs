@@ -27,7 +27,7 @@ pub fn run(setting: &Setting) -> Result<Vec<Report>> {
     for _ in 0..setting.rounds {
         for (side, figures) in [Side::Ours, Side::Qemu, Side::Vhost].into_iter().zip(&mut figures) {
             if side != Side::Vhost || vhost {
-                figures.push(measure(&mut Guest::start(&setting, side, None)?)?);
+                figures.push(Guest::with(&setting, side, None, measure)?);
             }
         }
     }
