@@ -9,6 +9,7 @@ pub mod fs;
 pub mod net;
 pub mod ring;
 pub mod rng;
+mod stretch;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod vsock;

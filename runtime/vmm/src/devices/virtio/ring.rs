@@ -3,11 +3,20 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_AVAIL_F_NO_INTERRUPT};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::device::{DeviceError, Interrupt, QueuePosition};
+use super::stretch::Stretch;
+
+/// Layout of both rings: flags, the index of the next element, the elements, and an event.
+const FLAGS: usize = 0;
+const INDEX: usize = 2;
+const HEADER: usize = 4;
+const AVAILABLE_ELEMENT: usize = 2;
+const USED_ELEMENT: usize = 8;
+const EVENT: usize = 2;
 
 /// A chain the driver made available, before its buffers are looked at.
 pub type AvailableChain<'m> = DescriptorChain<&'m GuestMemoryMmap>;
@@ -18,6 +27,8 @@ pub struct Ring {
     device: &'static str,
     index: u16,
     queue: Queue,
+    available: Stretch,
+    used: Stretch,
     /// Chains given back in all when the driver was last told, modulo 2^16.
     signalled: u16,
 }
@@ -35,24 +46,20 @@ impl Ring {
         features: u64,
     ) -> Result<Self, DeviceError> {
         queue.set_event_idx(features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0);
-        let ring = Self { device, index, signalled: queue.next_used(), queue };
-        if !ring.queue.ready() {
-            return Err(ring.error("the driver did not enable it"));
+        if !queue.ready() {
+            return Err(error(device, index, "the driver did not enable it"));
         }
-        // The sizes of the split virtqueue's three parts, virtio 1.2 section 2.7. They are
-        // checked here once, so that no later access can fail half way.
-        let size = usize::from(ring.queue.size());
-        let parts = [
-            ("descriptor table", ring.queue.desc_table(), 16 * size),
-            ("available ring", ring.queue.avail_ring(), 6 + 2 * size),
-            ("used ring", ring.queue.used_ring(), 6 + 8 * size),
-        ];
-        for (part, address, length) in parts {
-            if !memory.check_range(GuestAddress(address), length) {
-                return Err(ring.error(&format!("its {part} at {address:#x} is not in memory")));
-            }
-        }
-        Ok(ring)
+        // The split virtqueue's three parts, virtio 1.2 section 2.7. They are looked up here
+        // once, so that no later access can fail half way.
+        let size = usize::from(queue.size());
+        let find = |part, address, length, alignment| {
+            Stretch::new(memory, GuestAddress(address), length, alignment)
+                .ok_or_else(|| error(device, index, &format!("its {part} at {address:#x} is not in memory")))
+        };
+        find("descriptor table", queue.desc_table(), 16 * size, 16)?;
+        let available = find("available ring", queue.avail_ring(), HEADER + AVAILABLE_ELEMENT * size + EVENT, 2)?;
+        let used = find("used ring", queue.used_ring(), HEADER + USED_ELEMENT * size + EVENT, 4)?;
+        Ok(Self { device, index, signalled: queue.next_used(), queue, available, used })
     }
 
     /// Number of entries the driver chose.
@@ -87,108 +94,115 @@ impl Ring {
     ///
     /// # Errors
     /// If `head` is not a descriptor of this queue.
-    pub fn complete(&mut self, memory: &GuestMemoryMmap, head: u16, written: u32) -> Result<(), DeviceError> {
-        self.queue.add_used(memory, head, written).map_err(|error| self.error(&error.to_string()))
+    pub fn complete(&mut self, head: u16, written: u32) -> Result<(), DeviceError> {
+        self.complete_all(&[(head, written)])
     }
 
     /// Gives several chains back at once: the driver sees all of them or none, as it has to
     /// where one thing lies in several chains.
     ///
     /// # Errors
-    /// If there are more than the queue has entries, or the used ring cannot be written.
-    pub fn complete_all(&mut self, memory: &GuestMemoryMmap, chains: &[(u16, u32)]) -> Result<(), DeviceError> {
+    /// If there are more than the queue has entries, or one is not a descriptor of it.
+    pub fn complete_all(&mut self, chains: &[(u16, u32)]) -> Result<(), DeviceError> {
         let (size, first) = (self.queue.size(), self.queue.next_used());
         let count = u16::try_from(chains.len()).ok().filter(|count| *count <= size);
         let count = count.ok_or_else(|| self.error("more chains given back than it has"))?;
-        let written = (first..).zip(chains).try_for_each(|(index, (head, written))| {
+        for (index, (head, written)) in (0..count).map(|index| first.wrapping_add(index)).zip(chains) {
+            if *head >= size {
+                return Err(self.error("a chain given back that it has not"));
+            }
             // Flags and index, then elements of an index and a length.
-            let element = self.queue.used_ring() + 4 + 8 * u64::from(index % size);
-            memory.write_obj([u32::from(*head).to_le(), written.to_le()], GuestAddress(element))
-        });
+            let element = HEADER + USED_ELEMENT * usize::from(index % size);
+            self.used.u32(element).store(u32::from(*head).to_le(), Ordering::Relaxed);
+            self.used.u32(element + 4).store(written.to_le(), Ordering::Relaxed);
+        }
         let next = first.wrapping_add(count);
-        let index = GuestAddress(self.queue.used_ring() + 2);
-        written
-            .and_then(|()| memory.store(next.to_le(), index, Ordering::Release))
-            .map_err(|error| self.error(&error.to_string()))?;
+        self.used.u16(INDEX).store(next.to_le(), Ordering::Release);
         self.queue.set_next_used(next);
         Ok(())
     }
 
     /// Interrupts the driver if chains were given back and it wants to know.
-    ///
-    /// # Errors
-    /// If the driver's wish cannot be read.
-    pub fn signal(&mut self, memory: &GuestMemoryMmap, interrupt: &dyn Interrupt) -> Result<(), DeviceError> {
-        if self.is_signal_due(memory)? {
+    pub fn signal(&mut self, interrupt: &dyn Interrupt) {
+        if self.is_signal_due() {
             interrupt.queue(self.index);
         }
-        Ok(())
     }
 
     /// Whether the driver is to be interrupted, for chains were given back and it wants to know. It is taken to be told
     /// then.
-    ///
-    /// # Errors
-    /// If the driver's wish cannot be read.
-    pub fn is_signal_due(&mut self, memory: &GuestMemoryMmap) -> Result<bool, DeviceError> {
+    pub fn is_signal_due(&mut self) -> bool {
         let next = self.queue.next_used();
         let before = std::mem::replace(&mut self.signalled, next);
         if next == before {
-            return Ok(false);
+            return false;
         }
         // The driver writes its wish, then looks whether chains were given back; the other
         // way round here.
         fence(Ordering::SeqCst);
-        let available = self.queue.avail_ring();
-        let wanted = if self.queue.event_idx_enabled() {
+        if self.queue.event_idx_enabled() {
             // Virtio 1.2, section 2.7.7.2: an event among those given back since.
-            let event = available + 4 + 2 * u64::from(self.queue.size());
-            memory
-                .load(GuestAddress(event), Ordering::Relaxed)
-                .map(|event| next.wrapping_sub(u16::from_le(event)).wrapping_sub(1) < next.wrapping_sub(before))
+            let event = u16::from_le(self.available.u16(self.used_event()).load(Ordering::Relaxed));
+            next.wrapping_sub(event).wrapping_sub(1) < next.wrapping_sub(before)
         } else {
-            memory
-                .load(GuestAddress(available), Ordering::Relaxed)
-                .map(|flags| u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
-        };
-        wanted.map_err(|error| self.error(&error.to_string()))
+            let flags = u16::from_le(self.available.u16(FLAGS).load(Ordering::Relaxed));
+            u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0
+        }
     }
 
     /// Asks the driver for a notification at the next available chain. True if one came
     /// before it could know, so that the device has to look again itself.
-    ///
-    /// # Errors
-    /// If the wish cannot be written.
-    pub fn rearm(&mut self, memory: &GuestMemoryMmap) -> Result<bool, DeviceError> {
-        self.queue.enable_notification(memory).map_err(|error| self.error(&error.to_string()))
+    #[must_use]
+    pub fn rearm(&mut self) -> bool {
+        let next = self.queue.next_avail();
+        if self.queue.event_idx_enabled() {
+            self.used.u16(self.available_event()).store(next.to_le(), Ordering::Relaxed);
+        } else {
+            self.used.u16(FLAGS).store(0, Ordering::Relaxed);
+        }
+        // The wish before the look; the driver does it the other way round.
+        fence(Ordering::SeqCst);
+        u16::from_le(self.available.u16(INDEX).load(Ordering::Relaxed)) != next
     }
 
     /// Takes back what [`Ring::rearm`] asked for. The driver may not have seen it when it makes the next chain available,
     /// and the device looks again by itself.
-    ///
-    /// # Errors
-    /// If the wish cannot be written.
-    pub fn disarm(&mut self, memory: &GuestMemoryMmap) -> Result<(), DeviceError> {
-        let written = if self.queue.event_idx_enabled() {
+    pub fn disarm(&mut self) {
+        if self.queue.event_idx_enabled() {
             // Virtio 1.2, section 2.7.10: an event that has been.
-            let event = self.queue.used_ring() + 4 + 8 * u64::from(self.queue.size());
             let past = self.queue.next_avail().wrapping_sub(1);
-            memory.store(past.to_le(), GuestAddress(event), Ordering::Relaxed).map_err(|error| error.to_string())
+            self.used.u16(self.available_event()).store(past.to_le(), Ordering::Relaxed);
         } else {
-            self.queue.disable_notification(memory).map_err(|error| error.to_string())
-        };
-        written.map_err(|reason| self.error(&reason))
+            let flags = VRING_USED_F_NO_NOTIFY as u16;
+            self.used.u16(FLAGS).store(flags.to_le(), Ordering::Relaxed);
+        }
+    }
+
+    /// Where the driver says which chain's return it wants to hear of, after the available ring.
+    fn used_event(&self) -> usize {
+        HEADER + AVAILABLE_ELEMENT * usize::from(self.queue.size())
+    }
+
+    /// Where the device says which available chain it wants to hear of, after the used ring.
+    fn available_event(&self) -> usize {
+        HEADER + USED_ELEMENT * usize::from(self.queue.size())
     }
 
     /// An error about this queue.
     #[must_use]
     pub fn error(&self, reason: &str) -> DeviceError {
-        DeviceError { device: self.device, reason: format!("queue {}: {reason}", self.index) }
+        error(self.device, self.index, reason)
     }
+}
+
+fn error(device: &'static str, index: u16, reason: &str) -> DeviceError {
+    DeviceError { device, reason: format!("queue {index}: {reason}") }
 }
 
 #[cfg(test)]
 mod tests {
+    use vm_memory::Bytes;
+
     use super::*;
 
     const TABLE: u64 = 0x1000;
@@ -219,16 +233,16 @@ mod tests {
     #[test]
     fn a_notification_comes_when_it_was_asked_for_and_not_when_that_was_taken_back() {
         let (memory, mut ring) = ring(1 << VIRTIO_RING_F_EVENT_IDX);
-        assert!(!ring.rearm(&memory).unwrap());
+        assert!(!ring.rearm());
         assert!(notifies(&memory, 0, 1));
-        assert!(ring.rearm(&memory).unwrap(), "there is one to take");
+        assert!(ring.rearm(), "there is one to take");
         assert!(ring.pop(&memory).unwrap().is_some());
-        ring.disarm(&memory).unwrap();
+        ring.disarm();
         assert!(!notifies(&memory, 1, 2) && !notifies(&memory, 1, 5));
         for _ in 1..5 {
             assert!(ring.pop(&memory).unwrap().is_some());
         }
-        assert!(!ring.rearm(&memory).unwrap());
+        assert!(!ring.rearm());
         assert!(notifies(&memory, 5, 6));
     }
 
@@ -236,9 +250,9 @@ mod tests {
     fn without_events_it_is_a_flag_that_is_asked_by() {
         let (memory, mut ring) = ring(0);
         let flags = || memory.read_obj::<u16>(GuestAddress(USED)).unwrap();
-        ring.disarm(&memory).unwrap();
+        ring.disarm();
         assert_eq!(flags(), 1);
-        assert!(!ring.rearm(&memory).unwrap());
+        assert!(!ring.rearm());
         assert_eq!(flags(), 0);
     }
 }

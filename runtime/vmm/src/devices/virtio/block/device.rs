@@ -97,21 +97,22 @@ impl Block {
                 let head = chain.head;
                 unsignalled += (chain.readable.len() + chain.writable.len()) as u64;
                 match request::serve(&mut self.disk, chain, *write_through, &self.metrics) {
-                    Some(written) => ring.complete(memory, head, written)?,
+                    Some(written) => ring.complete(head, written)?,
                     None => return Err(ring.error("a request has no room for its status")),
                 }
                 batch -= 1;
                 if batch == 0 {
                     self.wake.set();
-                    return ring.signal(memory, interrupt.as_ref());
+                    ring.signal(interrupt.as_ref());
+                    return Ok(());
                 }
                 if unsignalled >= SIGNAL_BYTES {
                     unsignalled = 0;
-                    ring.signal(memory, interrupt.as_ref())?;
+                    ring.signal(interrupt.as_ref());
                 }
             }
-            ring.signal(memory, interrupt.as_ref())?;
-            if !ring.rearm(memory)? {
+            ring.signal(interrupt.as_ref());
+            if !ring.rearm() {
                 return Ok(());
             }
         }

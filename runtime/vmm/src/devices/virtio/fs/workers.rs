@@ -196,14 +196,14 @@ impl Shared {
                 let mut ring = lock(ring);
                 match ring.pop(&self.memory)? {
                     Some(chain) => chain,
-                    None if ring.rearm(&self.memory)? => continue,
+                    None if ring.rearm() => continue,
                     None => return Ok(()),
                 }
             };
             let header = self.header(&chain);
             let may_wait = may_wait(header.opcode);
             if may_wait {
-                let more = lock(ring).rearm(&self.memory)?;
+                let more = lock(ring).rearm();
                 self.make_way(more);
             }
             let head = chain.head_index();
@@ -212,10 +212,10 @@ impl Shared {
                 let mut ring = lock(ring);
                 if may_wait {
                     // What comes next is this thread's to see: a notification would wake another for nothing.
-                    ring.disarm(&self.memory)?;
+                    ring.disarm();
                 }
-                ring.complete(&self.memory, head, written)?;
-                ring.is_signal_due(&self.memory)?
+                ring.complete(head, written)?;
+                ring.is_signal_due()
             };
             // Without the queue: the guest may have this processor before the call returns.
             if signal {

@@ -61,11 +61,11 @@ impl Receive {
             self.fill(memory)?;
             let given = if self.kept.is_empty() { self.next(tap, metrics) } else { self.give_kept(metrics) };
             match given {
-                Given::Packet(length) => self.finish(memory, length, metrics)?,
+                Given::Packet(length) => self.finish(length, metrics)?,
                 Given::Nothing => break Wait::Packet,
                 Given::NoMore => break Wait::Never,
                 Given::NoRoom => {
-                    if self.ring.rearm(memory)? {
+                    if self.ring.rearm() {
                         continue;
                     }
                     break Wait::Room;
@@ -77,10 +77,10 @@ impl Receive {
                 break Wait::Packet;
             }
             if packets % SIGNAL_PACKETS == 0 {
-                self.ring.signal(memory, interrupt)?;
+                self.ring.signal(interrupt);
             }
         };
-        self.ring.signal(memory, interrupt)?;
+        self.ring.signal(interrupt);
         Ok(wait)
     }
 
@@ -92,7 +92,7 @@ impl Receive {
             match self.chains.push(chain, limit) {
                 Ok(None) => {}
                 // Of no use for any packet.
-                Ok(Some(head)) => self.ring.complete(memory, head, 0)?,
+                Ok(Some(head)) => self.ring.complete(head, 0)?,
                 Err(error) => return Err(self.ring.error(&error.to_string())),
             }
         }
@@ -148,14 +148,14 @@ impl Receive {
     }
 
     /// Gives the chains that the packet lies in to the driver.
-    fn finish(&mut self, memory: &GuestMemoryMmap, length: usize, metrics: &NetMetrics) -> Result<(), DeviceError> {
+    fn finish(&mut self, length: usize, metrics: &NetMetrics) -> Result<(), DeviceError> {
         let count = self.chains.chains_for(length);
         self.chains.write_at(COUNT_OFFSET, &u16::try_from(count).unwrap_or(u16::MAX).to_le_bytes());
         self.used.clear();
         self.chains.take(length, &mut self.used);
         NetMetrics::count(&metrics.received, 1);
         NetMetrics::count(&metrics.received_bytes, length);
-        self.ring.complete_all(memory, &self.used)
+        self.ring.complete_all(&self.used)
     }
 }
 

@@ -53,15 +53,15 @@ impl Transmit {
                 } else {
                     NetMetrics::count(&metrics.send_dropped, 1);
                 }
-                ring.complete(memory, chain.head, 0)?;
+                ring.complete(chain.head, 0)?;
                 batch -= 1;
                 if batch == 0 {
-                    ring.signal(memory, interrupt)?;
+                    ring.signal(interrupt);
                     return Ok(true);
                 }
             }
-            ring.signal(memory, interrupt)?;
-            if !ring.rearm(memory)? {
+            ring.signal(interrupt);
+            if !ring.rearm() {
                 return Ok(false);
             }
         }

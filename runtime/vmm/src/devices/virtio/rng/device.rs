@@ -74,15 +74,16 @@ impl Rng {
                 let written = if chain.writable.write_random(count).is_ok() { count } else { 0 };
                 self.metrics.requests.fetch_add(1, Ordering::Relaxed);
                 self.metrics.bytes.fetch_add(written as u64, Ordering::Relaxed);
-                ring.complete(memory, chain.head, written as u32)?;
+                ring.complete(chain.head, written as u32)?;
                 batch -= 1;
                 if batch == 0 {
                     self.wake.set();
-                    return ring.signal(memory, interrupt.as_ref());
+                    ring.signal(interrupt.as_ref());
+                    return Ok(());
                 }
             }
-            ring.signal(memory, interrupt.as_ref())?;
-            if !ring.rearm(memory)? {
+            ring.signal(interrupt.as_ref());
+            if !ring.rearm() {
                 return Ok(());
             }
         }

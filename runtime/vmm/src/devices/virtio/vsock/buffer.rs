@@ -95,7 +95,7 @@ mod tests {
                 let chain = ring.pop(&memory).unwrap().unwrap();
                 let mut chain = scratch.load(&memory, chain, 16).unwrap();
                 buffer.append(&mut chain.readable);
-                ring.complete(&memory, chain.head, 0).unwrap();
+                ring.complete(chain.head, 0).unwrap();
                 driver.take().unwrap();
             }
             // Every other round something stays, so that old bytes lie before new ones.

@@ -129,15 +129,16 @@ impl Vsock {
                     // Who sent it cannot be told for sure, so nobody is.
                     _ => VsockMetrics::count(&self.metrics.bad_packets, 1),
                 }
-                ring.complete(memory, chain.head, 0)?;
+                ring.complete(chain.head, 0)?;
                 batch -= 1;
                 if batch == 0 {
                     self.wake.set();
-                    return ring.signal(memory, interrupt.as_ref());
+                    ring.signal(interrupt.as_ref());
+                    return Ok(());
                 }
             }
-            ring.signal(memory, interrupt.as_ref())?;
-            if !ring.rearm(memory)? {
+            ring.signal(interrupt.as_ref());
+            if !ring.rearm() {
                 return Ok(());
             }
         }
@@ -149,7 +150,7 @@ impl Vsock {
         while self.muxer.has_output() {
             let Some(chain) = ring.pop(memory)? else {
                 // The guest has to tell when there are buffers again.
-                if ring.rearm(memory)? {
+                if ring.rearm() {
                     continue;
                 }
                 break;
@@ -163,10 +164,10 @@ impl Vsock {
                         break;
                     };
                     front.write(&header.to_bytes());
-                    ring.complete(memory, chain.head, HEADER_SIZE as u32 + header.len)?;
+                    ring.complete(chain.head, HEADER_SIZE as u32 + header.len)?;
                 }
                 // Of no use for any packet.
-                _ => ring.complete(memory, chain.head, 0)?,
+                _ => ring.complete(chain.head, 0)?,
             }
             batch += 1;
             if batch == BATCH {
@@ -174,17 +175,18 @@ impl Vsock {
                 break;
             }
             if batch % SIGNAL_PACKETS == 0 {
-                ring.signal(memory, interrupt.as_ref())?;
+                ring.signal(interrupt.as_ref());
             }
         }
-        ring.signal(memory, interrupt.as_ref())
+        ring.signal(interrupt.as_ref());
+        Ok(())
     }
 
     fn send_events(&mut self) -> Result<(), DeviceError> {
         let Some(Active { memory, events: ring, interrupt, .. }) = &mut self.active else { return Ok(()) };
         while self.reset_event_due {
             let Some(chain) = ring.pop(memory)? else {
-                if ring.rearm(memory)? {
+                if ring.rearm() {
                     continue;
                 }
                 break;
@@ -193,9 +195,10 @@ impl Vsock {
             let mut chain = self.scratch.load(memory, chain, limit).map_err(|error| bad_chain(ring, error))?;
             let written = chain.writable.write(&TRANSPORT_RESET);
             self.reset_event_due = written < TRANSPORT_RESET.len();
-            ring.complete(memory, chain.head, written as u32)?;
+            ring.complete(chain.head, written as u32)?;
         }
-        ring.signal(memory, interrupt.as_ref())
+        ring.signal(interrupt.as_ref());
+        Ok(())
     }
 }
 
