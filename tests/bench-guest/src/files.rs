@@ -1,10 +1,11 @@
 //! Orders about the files of a volume:
 //!
 //! * `m`: mount it;
+//! * `d`: drop what is in the guest's memory of files;
 //! * `w`: write so many bytes from a file's beginning, and to the host's disk;
-//! * `r`: read so many bytes of it, none of which the guest has;
+//! * `r`: read so many bytes of it;
 //! * `i`: write a page of it so many times in random places, and to the host's disk;
-//! * `o`: read a page of it so many times in random places, none of which the guest has;
+//! * `o`: read a page of it so many times in random places;
 //! * `f`: make, look at and remove so many small files.
 
 use std::fs::{self, File};
@@ -31,6 +32,7 @@ const SMALL: usize = 1024;
 pub fn order(letter: u8, count: u64) -> Result<()> {
     match letter {
         b'm' => mounted(),
+        b'd' => drop_caches(),
         b'w' => write(count),
         b'r' => read(count),
         b'i' => random_writes(count),
@@ -62,7 +64,6 @@ fn write(count: u64) -> Result<()> {
 }
 
 fn read(count: u64) -> Result<()> {
-    forget()?;
     let (mut file, mut piece) = (File::open(FILE)?, vec![0; PIECE]);
     for _ in 0..count / PIECE as u64 {
         file.read_exact(&mut piece)?;
@@ -80,7 +81,6 @@ fn random_writes(count: u64) -> Result<()> {
 }
 
 fn random_reads(count: u64) -> Result<()> {
-    forget()?;
     let file = File::open(FILE)?;
     let mut page = [0; PAGE];
     for place in places(&file)?.take(usize::try_from(count)?) {
@@ -107,8 +107,7 @@ fn small_files(count: u64) -> Result<()> {
     Ok(fs::remove_dir(&directory)?)
 }
 
-/// What is in the guest's memory of files leaves it.
-fn forget() -> Result<()> {
+fn drop_caches() -> Result<()> {
     fs::write("/proc/sys/vm/drop_caches", "3").context("drop the caches")
 }
 
