@@ -64,7 +64,7 @@ async fn a_busy_containers_time_grows_and_an_idle_ones_does_not() {
     let deadline = Instant::now() + limit(60);
     let (stats, cpu) = loop {
         let stats = client.pod_stats(&pod).await.unwrap().linux.unwrap();
-        let cpu = stats.cpu.clone().unwrap();
+        let cpu = stats.cpu.unwrap();
         if cpu.usage_nano_cores.is_some() {
             break (stats, cpu);
         }
