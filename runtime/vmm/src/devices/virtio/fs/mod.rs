@@ -13,7 +13,8 @@
 //! * `volumes`: which volumes there are, and what the guest knows of them: `nodes` (files it
 //!   has looked up) and `handles` (files it has open).
 //! * `passthrough`: what each request does, with `attributes`, `directory` and `credentials`.
-//! * `transfer`: the same for reads and writes, without the crate.
+//! * `transfer`: the same for reads and writes, and `short` for names and attributes: what is
+//!   frequent, without the crate.
 //! * `workers`: the threads. A disk that is slow makes nobody wait but who reads from it: the
 //!   event loop never sees a request.
 //! * `device`: registers and the life of the threads.
@@ -50,6 +51,7 @@ mod init;
 mod metrics;
 mod nodes;
 mod passthrough;
+mod short;
 mod sys;
 mod transfer;
 mod volumes;

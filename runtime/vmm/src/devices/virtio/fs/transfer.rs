@@ -94,7 +94,7 @@ fn arguments<T: ByteValued + Default>(readable: &mut GuestBytes<'_>) -> Option<T
 }
 
 /// The header of an answer with `count` bytes after it, or of an error.
-fn out_header(header: &InHeader, count: io::Result<usize>) -> OutHeader {
+pub fn out_header(header: &InHeader, count: io::Result<usize>) -> OutHeader {
     let (count, error) = match count {
         Ok(count) => (count, 0),
         Err(error) => {

@@ -25,7 +25,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::metrics::FsMetrics;
 use super::passthrough::Passthrough;
 use super::volumes::Volumes;
-use super::{credentials, init, transfer};
+use super::{credentials, init, short, transfer};
 use crate::devices::virtio::chain::ChainScratch;
 use crate::devices::virtio::device::{DeviceError, Interrupt};
 use crate::devices::virtio::ring::{AvailableChain, Ring};
@@ -48,6 +48,7 @@ struct Shared {
     memory: GuestMemoryMmap,
     rings: Vec<Mutex<Ring>>,
     interrupt: Arc<dyn Interrupt>,
+    files: Passthrough,
     server: Server<Passthrough>,
     volumes: Arc<Volumes>,
     epoll: OwnedFd,
@@ -89,6 +90,7 @@ impl Workers {
             memory,
             rings: rings.into_iter().map(Mutex::new).collect(),
             interrupt,
+            files: Passthrough { volumes: volumes.clone() },
             server: Server::new(Passthrough { volumes: volumes.clone() }),
             volumes,
             epoll,
@@ -249,7 +251,9 @@ impl Shared {
     fn answer(&self, chain: AvailableChain<'_>, header: InHeader, scratch: &mut ChainScratch) -> u32 {
         let metrics = &self.volumes.metrics;
         FsMetrics::count(&metrics.requests, 1);
-        if let Some(written) = transfer::answer(&self.volumes, scratch, &self.memory, &chain, &header) {
+        let written = transfer::answer(&self.volumes, scratch, &self.memory, &chain, &header)
+            .or_else(|| short::answer(&self.files, scratch, &self.memory, &chain, &header));
+        if let Some(written) = written {
             return written;
         }
         if is_known(header.opcode) && header.len <= MESSAGE_LIMIT {
