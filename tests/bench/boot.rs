@@ -33,7 +33,7 @@ pub fn run(setting: &Setting) -> Result<Report> {
             peer.push(b);
         }
     }
-    Ok(Report { name: "boot", unit: "ms", ours, peer, peer_name: "QEMU microvm" })
+    Ok(Report { name: "boot".into(), unit: "ms".into(), ours, peer, peer_name: "QEMU microvm".into() })
 }
 
 /// A guest whose agent is ready. Killed when dropped.

@@ -35,7 +35,7 @@ pub fn run(setting: &Setting) -> Result<Report> {
             peer.push(b);
         }
     }
-    Ok(Report { name: "clone", unit: "ms", ours, peer, peer_name: "QEMU microvm" })
+    Ok(Report { name: "clone".into(), unit: "ms".into(), ours, peer, peer_name: "QEMU microvm".into() })
 }
 
 /// A guest that was saved when its agent was ready.

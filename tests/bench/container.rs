@@ -34,5 +34,5 @@ pub async fn run(rounds: usize) -> Result<Report> {
         }
     }
     client.remove_pod(&pod).await?;
-    Ok(Report { name: "container", unit: "ms", ours, peer, peer_name: "runc run" })
+    Ok(Report { name: "container".into(), unit: "ms".into(), ours, peer, peer_name: "runc run".into() })
 }

@@ -36,5 +36,5 @@ pub async fn run(rounds: usize) -> Result<Report> {
         }
     }
     client.remove_pod(&pod).await?;
-    Ok(Report { name: "exec", unit: "ms", ours, peer, peer_name: "runc exec" })
+    Ok(Report { name: "exec".into(), unit: "ms".into(), ours, peer, peer_name: "runc exec".into() })
 }

@@ -28,11 +28,11 @@ pub fn run(setting: &Setting) -> Result<Vec<Report>> {
     }
     let figure = |figures: &[[f64; 5]], at: usize| figures.iter().map(|figures| figures[at]).collect();
     let report = |(at, (name, _, _)): (usize, (&'static str, u8, u64))| Report {
-        name,
-        unit: "ms",
+        name: name.into(),
+        unit: "ms".into(),
         ours: figure(&ours, at),
         peer: figure(&peer, at),
-        peer_name: "QEMU and virtiofsd",
+        peer_name: "QEMU and virtiofsd".into(),
     };
     Ok(MEASURES.into_iter().enumerate().map(report).collect())
 }

@@ -36,12 +36,13 @@ pub struct Setting {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let mut names = Vec::new();
-    let mut json = false;
+    let (mut json, mut samples) = (false, false);
     let mut rounds = 5;
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--json" => json = true,
+            "--samples" => samples = true,
             "--rounds" => {
                 rounds = arguments.next().and_then(|n| n.parse().ok()).context("--rounds wants a number")?;
             }
@@ -66,10 +67,14 @@ async fn main() -> Result<()> {
             "fs" => fs::run(&setting)?,
             "net" => net::run(&setting)?,
             "pods" => vec![pods::run(setting.rounds).await?],
+            "merge" => report::merged(std::io::stdin().lock())?,
             _ => bail!("no benchmark {name:?}: there are boot, clone, container, exec, fs, memory, net, pods, start"),
         };
         for report in reports {
-            report.print(json);
+            match samples {
+                true => println!("{}", report.samples()?),
+                false => report.print(json),
+            }
         }
     }
     Ok(())

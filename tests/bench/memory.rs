@@ -32,12 +32,12 @@ pub fn run(setting: &Setting) -> Result<Vec<Report>> {
         clones.push(usage(&template.start(setting)?.process)?);
         peer.push(usage(&Guest::qemu(setting)?.process)?);
     }
-    let report = |name, ours: &[Usage], figure: fn(&Usage) -> f64, peers: fn(&Usage) -> f64| Report {
-        name,
-        unit: "MiB",
+    let report = |name: &str, ours: &[Usage], figure: fn(&Usage) -> f64, peers: fn(&Usage) -> f64| Report {
+        name: name.into(),
+        unit: "MiB".into(),
         ours: ours.iter().map(figure).collect(),
         peer: peer.iter().map(peers).collect(),
-        peer_name: "QEMU microvm",
+        peer_name: "QEMU microvm".into(),
     };
     Ok(vec![
         report("memory-vmm", &ours, |usage| usage.own, |usage| usage.own),

@@ -11,9 +11,8 @@ use crate::Setting;
 use crate::guest::{self, Guest, Side, Tap};
 use crate::report::Report;
 
-/// Bytes to the guest and from it, as many as take about as long, and round trips of a byte.
-const TO_GUEST: u64 = 256 << 20;
-const FROM_GUEST: u64 = 64 << 20;
+/// Bytes to the guest and from it, and round trips of a byte.
+const BYTES: u64 = 64 << 20;
 const ROUND_TRIPS: u64 = 500;
 /// Bytes given or taken by one call. Less would measure the host's system calls.
 const PIECE: usize = 256 << 10;
@@ -37,7 +36,8 @@ pub fn run(setting: &Setting) -> Result<Vec<Report>> {
         for (at, name) in ["net-to-guest", "net-from-guest", "net-latency"].into_iter().enumerate() {
             let figure = |figures: &[[f64; 3]]| figures.iter().map(|figures| figures[at]).collect();
             if !peer.is_empty() {
-                reports.push(Report { name, unit: "ms", ours: figure(&ours), peer: figure(&peer), peer_name });
+                let (ours, peer) = (figure(&ours), figure(&peer));
+                reports.push(Report { name: name.into(), unit: "ms".into(), ours, peer, peer_name: peer_name.into() });
             }
         }
     }
@@ -47,10 +47,10 @@ pub fn run(setting: &Setting) -> Result<Vec<Report>> {
 /// Milliseconds for the bytes to the guest, for those from it, and for the round trips.
 fn measure(guest: &mut Guest) -> Result<[f64; 3]> {
     // What is done for the first time costs more: windows open, pages are touched.
-    send(guest, TO_GUEST / 16)?;
-    receive(guest, FROM_GUEST / 16)?;
+    send(guest, BYTES / 16)?;
+    receive(guest, BYTES / 16)?;
     round_trips(guest, ROUND_TRIPS / 16)?;
-    Ok([send(guest, TO_GUEST)?, receive(guest, FROM_GUEST)?, round_trips(guest, ROUND_TRIPS)?])
+    Ok([send(guest, BYTES)?, receive(guest, BYTES)?, round_trips(guest, ROUND_TRIPS)?])
 }
 
 fn send(guest: &mut Guest, bytes: u64) -> Result<f64> {

@@ -39,5 +39,5 @@ pub async fn run(rounds: usize) -> Result<Report> {
         peer.push(begun.elapsed().as_secs_f64() * 1e3);
         client.remove_pod(&pod).await?;
     }
-    Ok(Report { name: "pods", unit: "ms", ours, peer, peer_name: "one pod alone" })
+    Ok(Report { name: "pods".into(), unit: "ms".into(), ours, peer, peer_name: "one pod alone".into() })
 }

@@ -31,5 +31,5 @@ pub async fn run(setting: &Setting) -> Result<Report> {
             peer.push(b);
         }
     }
-    Ok(Report { name: "start", unit: "ms", ours, peer, peer_name: "QEMU microvm" })
+    Ok(Report { name: "start".into(), unit: "ms".into(), ours, peer, peer_name: "QEMU microvm".into() })
 }
