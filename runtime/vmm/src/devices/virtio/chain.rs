@@ -12,7 +12,7 @@ use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use libc::iovec;
-use vm_memory::{GuestMemory, GuestMemoryMmap, VolatileSlice};
+use vm_memory::{ByteValued, GuestMemory, GuestMemoryMmap, VolatileSlice};
 
 use super::ring::AvailableChain;
 
@@ -173,12 +173,44 @@ impl<'a> GuestBytes<'a> {
         Some(data)
     }
 
+    /// Takes the first bytes as an object, or none if there are fewer.
+    pub fn read_object<T: ByteValued + Default>(&mut self) -> Option<T> {
+        let mut object = T::default();
+        if self.len < size_of::<T>() {
+            return None;
+        }
+        self.read(object.as_mut_slice());
+        Some(object)
+    }
+
     /// Copies as much of `data` in as fits. Returns how much did.
     pub fn write(&mut self, mut data: &[u8]) -> usize {
         let wanted = data.len().min(self.len);
         self.consume(wanted, |slice| {
             slice.copy_from(data);
             data = &data[slice.len()..];
+        });
+        wanted
+    }
+
+    /// Copies the first bytes to memory that is nobody's to borrow either. Returns how many
+    /// there were.
+    pub fn read_to(&mut self, mut to: VolatileSlice<'_>) -> usize {
+        let wanted = to.len().min(self.len);
+        self.consume(wanted, |slice| {
+            slice.copy_to_volatile_slice(to);
+            // It is as long as all that comes.
+            to = to.offset(slice.len()).unwrap_or(to);
+        });
+        wanted
+    }
+
+    /// Copies as much of `from` in as fits. Returns how much did.
+    pub fn write_from(&mut self, mut from: VolatileSlice<'_>) -> usize {
+        let wanted = from.len().min(self.len);
+        self.consume(wanted, |slice| {
+            from.copy_to_volatile_slice(slice);
+            from = from.offset(slice.len()).unwrap_or(from);
         });
         wanted
     }

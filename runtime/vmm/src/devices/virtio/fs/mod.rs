@@ -14,7 +14,7 @@
 //!   has looked up) and `handles` (files it has open).
 //! * `passthrough`: what each request does, with `attributes`, `directory` and `credentials`.
 //! * `transfer`: the same for reads and writes, and `short` for names and attributes: what is
-//!   frequent, without the crate.
+//!   frequent, without the crate. `by_crate`: the rest.
 //! * `workers`: the threads. A disk that is slow makes nobody wait but who reads from it: the
 //!   event loop never sees a request.
 //! * `device`: registers and the life of the threads.
@@ -42,6 +42,7 @@
 //! device files. Locks hold among the processes of its pod.
 
 mod attributes;
+mod by_crate;
 mod config;
 mod credentials;
 mod device;

@@ -12,17 +12,14 @@ use fuse_backend_rs::abi::fuse_abi::{
     ReleaseIn,
 };
 use fuse_backend_rs::api::filesystem::{Context, FileSystem, OpenOptions};
-use vm_memory::{ByteValued, GuestMemoryMmap};
+use vm_memory::ByteValued;
 
 use super::passthrough::Passthrough;
 use super::transfer::out_header;
-use crate::devices::virtio::chain::ChainScratch;
-use crate::devices::virtio::ring::AvailableChain;
+use crate::devices::virtio::chain::Chain;
 
-/// Bytes of the longest request: a header, arguments, a name.
-const REQUEST: usize = 512;
-/// Descriptors of the longest request.
-const LIMIT: usize = 16;
+/// Bytes of the longest request after its header: arguments and a name.
+const BODY: usize = 320;
 /// Bytes of the longest answer after its header.
 const ANSWER: usize = ENTRY + OPEN;
 
@@ -62,26 +59,20 @@ const KINDS: [Kind; 7] = [
     Kind { opcode: Opcode::Forget, room: 0, serve: forget },
 ];
 
-/// Answers a request of `header` if it is one of these, and returns how many bytes the answer
-/// has. None if it is not, or not as it should be; then nothing has happened.
-pub fn answer(
-    files: &Passthrough,
-    scratch: &mut ChainScratch,
-    memory: &GuestMemoryMmap,
-    chain: &AvailableChain<'_>,
-    header: &InHeader,
-) -> Option<u32> {
+/// Answers a request if it is one of these, and returns how many bytes the answer has. None if
+/// it is not, or not as it should be; then nothing has happened. `header` is taken from `chain`
+/// already.
+pub fn answer(files: &Passthrough, header: &InHeader, mut chain: Chain<'_>) -> Option<u32> {
     let kind = KINDS.iter().find(|kind| kind.opcode as u32 == header.opcode)?;
     let silent = matches!(kind.opcode, Opcode::Forget);
-    let mut chain = scratch.load(memory, chain.clone(), LIMIT).ok().filter(|chain| !chain.faulty)?;
     let length = chain.readable.len();
     let room = if silent { 0 } else { size_of::<OutHeader>() + kind.room };
-    if length > REQUEST || length != header.len as usize || chain.writable.len() < room {
+    if size_of::<InHeader>() + length != header.len as usize || chain.writable.len() < room {
         return None;
     }
-    let mut request = [0; REQUEST];
-    chain.readable.read(&mut request);
-    let body = request.get(size_of::<InHeader>()..length)?;
+    let mut body = [0; BODY];
+    let body = body.get_mut(..length)?;
+    chain.readable.read(body);
     let done = (kind.serve)(files, header, body)?;
     if silent {
         return Some(0);

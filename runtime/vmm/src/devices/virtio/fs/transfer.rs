@@ -9,38 +9,26 @@ use std::io;
 use std::os::fd::AsFd;
 
 use fuse_backend_rs::abi::fuse_abi::{InHeader, Opcode, OutHeader, ReadIn, WRITE_KILL_PRIV, WriteIn, WriteOut};
-use vm_memory::{ByteValued, GuestMemoryMmap};
+use vm_memory::ByteValued;
 
 use super::credentials::keep_set_id;
 use super::metrics::FsMetrics;
 use super::volumes::Volumes;
-use crate::devices::virtio::chain::{Chain, ChainScratch, GuestBytes};
-use crate::devices::virtio::ring::AvailableChain;
+use crate::devices::virtio::chain::Chain;
 
-/// Descriptors of the longest request: twice as many as one of 1 MiB in pages has.
-const LIMIT: usize = 512;
+/// Whether a request is a read or a write.
+pub fn serves(opcode: u32) -> bool {
+    opcode == Opcode::Read as u32 || opcode == Opcode::Write as u32
+}
 
-/// Answers a request of `header` if it is a read or a write, and returns how many bytes the
-/// answer has. None if it is neither, or not as it should be; then nothing has happened.
-pub fn answer(
-    volumes: &Volumes,
-    scratch: &mut ChainScratch,
-    memory: &GuestMemoryMmap,
-    chain: &AvailableChain<'_>,
-    header: &InHeader,
-) -> Option<u32> {
-    let work = match header.opcode {
-        opcode if opcode == Opcode::Read as u32 => read,
-        opcode if opcode == Opcode::Write as u32 => write,
-        _ => return None,
-    };
-    let mut chain = scratch.load(memory, chain.clone(), LIMIT).ok().filter(|chain| !chain.faulty)?;
-    chain.readable.read_array::<{ size_of::<InHeader>() }>()?;
-    work(volumes, chain, header)
+/// Answers a read or a write, and returns how many bytes the answer has. None if it is not as
+/// it should be; then nothing has happened. `header` is taken from `chain` already.
+pub fn answer(volumes: &Volumes, header: &InHeader, chain: Chain<'_>) -> Option<u32> {
+    if header.opcode == Opcode::Read as u32 { read(volumes, chain, header) } else { write(volumes, chain, header) }
 }
 
 fn read(volumes: &Volumes, mut chain: Chain<'_>, header: &InHeader) -> Option<u32> {
-    let wanted: ReadIn = arguments(&mut chain.readable)?;
+    let wanted: ReadIn = chain.readable.read_object()?;
     let front = chain.writable.split_front(size_of::<OutHeader>())?;
     let size = wanted.size as usize;
     let room = chain.writable.len();
@@ -60,7 +48,7 @@ fn read(volumes: &Volumes, mut chain: Chain<'_>, header: &InHeader) -> Option<u3
 }
 
 fn write(volumes: &Volumes, mut chain: Chain<'_>, header: &InHeader) -> Option<u32> {
-    let wanted: WriteIn = arguments(&mut chain.readable)?;
+    let wanted: WriteIn = chain.readable.read_object()?;
     let size = wanted.size as usize;
     let data = chain.readable.len();
     if size > data || chain.writable.len() < size_of::<OutHeader>() + size_of::<WriteOut>() {
@@ -85,12 +73,6 @@ fn write(volumes: &Volumes, mut chain: Chain<'_>, header: &InHeader) -> Option<u
         chain.writable.write(answer.as_slice());
     }
     Some(out.len)
-}
-
-/// What follows the header.
-fn arguments<T: ByteValued + Default>(readable: &mut GuestBytes<'_>) -> Option<T> {
-    let mut arguments = T::default();
-    (readable.read(arguments.as_mut_slice()) == size_of::<T>()).then_some(arguments)
 }
 
 /// The header of an answer with `count` bytes after it, or of an error.

@@ -17,18 +17,18 @@ use std::thread::{self, JoinHandle};
 
 use fuse_backend_rs::abi::fuse_abi::{InHeader, Opcode, OutHeader};
 use fuse_backend_rs::api::server::Server;
-use fuse_backend_rs::transport::{Reader, VirtioFsWriter};
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
-use vm_memory::{ByteValued, Bytes, GuestMemoryMmap};
+use vm_memory::{ByteValued, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::by_crate::ByCrate;
 use super::metrics::FsMetrics;
 use super::passthrough::Passthrough;
 use super::volumes::Volumes;
-use super::{credentials, init, short, transfer};
-use crate::devices::virtio::chain::ChainScratch;
+use super::{credentials, short, transfer};
+use crate::devices::virtio::chain::{Chain, ChainError, ChainScratch};
 use crate::devices::virtio::device::{DeviceError, Interrupt};
-use crate::devices::virtio::ring::{AvailableChain, Ring};
+use crate::devices::virtio::ring::Ring;
 use crate::devices::virtio::wake::Wake;
 use crate::sys::event_fd;
 
@@ -36,8 +36,8 @@ use crate::sys::event_fd;
 const THREAD_LIMIT: usize = 4;
 /// Their stack in bytes; the deepest that they need is a buffer's worth.
 const STACK: usize = 256 * 1024;
-/// Bytes of the longest message without data: a header, arguments, two names.
-const MESSAGE_LIMIT: u32 = (1 << 20) + 0x1000;
+/// Descriptors of the longest request: as many as the longest queue has.
+const CHAIN_LIMIT: usize = 512;
 
 /// What a thread is woken for.
 const STOP: u64 = u64::MAX;
@@ -153,6 +153,10 @@ impl Shared {
         if let Err(error) = credentials::prepare_thread() {
             crate::report("a thread for volumes cannot get a umask of its own", &error);
         }
+        let by_crate = match ByCrate::new() {
+            Ok(by_crate) => by_crate,
+            Err(error) => return crate::report("a thread for volumes has no memory for requests", &error),
+        };
         let mut scratch = ChainScratch::new();
         loop {
             self.idle.fetch_add(1, Ordering::SeqCst);
@@ -162,9 +166,9 @@ impl Shared {
                 Ok(STOP) => return,
                 Ok(MORE) => {
                     self.more.clear();
-                    (0..self.rings.len()).rev().try_for_each(|index| self.serve(index as u16, &mut scratch))
+                    (0..self.rings.len()).rev().try_for_each(|index| self.serve(index as u16, &mut scratch, &by_crate))
                 }
-                Ok(index) => u16::try_from(index).map_or(Ok(()), |index| self.serve(index, &mut scratch)),
+                Ok(index) => u16::try_from(index).map_or(Ok(()), |index| self.serve(index, &mut scratch, &by_crate)),
                 Err(error) => return crate::report("a thread for volumes cannot wait for requests", &error),
             };
             if let Err(error) = result {
@@ -191,7 +195,7 @@ impl Shared {
     }
 
     /// Serves a queue until it is empty.
-    fn serve(self: &Arc<Self>, index: u16, scratch: &mut ChainScratch) -> Result<(), DeviceError> {
+    fn serve(self: &Arc<Self>, index: u16, scratch: &mut ChainScratch, by_crate: &ByCrate) -> Result<(), DeviceError> {
         let Some(ring) = self.rings.get(usize::from(index)) else { return Ok(()) };
         while !self.stopped.load(Ordering::Relaxed) {
             let chain = {
@@ -202,14 +206,24 @@ impl Shared {
                     None => return Ok(()),
                 }
             };
-            let header = self.header(&chain);
+            let endless = |error: ChainError| lock(ring).error(&error.to_string());
+            let mut request = scratch.load(&self.memory, chain.clone(), CHAIN_LIMIT).map_err(endless)?;
+            let head = request.head;
+            let header = take_header(&mut request);
             let may_wait = may_wait(header.opcode);
             if may_wait {
                 let more = lock(ring).rearm();
                 self.make_way(more);
             }
-            let head = chain.head_index();
-            let written = self.answer(chain, header, scratch);
+            let written = match self.answer(&header, request) {
+                Some(written) => written,
+                None => {
+                    // Part of it may be used up.
+                    let mut request = scratch.load(&self.memory, chain, CHAIN_LIMIT).map_err(endless)?;
+                    take_header(&mut request);
+                    self.answer_by_crate(&header, request, by_crate)
+                }
+            };
             let signal = {
                 let mut ring = lock(ring);
                 if may_wait {
@@ -239,47 +253,46 @@ impl Shared {
         }
     }
 
-    /// The header of a request; one of zeros, which no request has, if there is none.
-    fn header(&self, chain: &AvailableChain<'_>) -> InHeader {
-        // The driver puts it in a buffer of its own.
-        let first = chain.clone().readable().next();
-        let first = first.filter(|buffer| buffer.len() as usize >= size_of::<InHeader>());
-        first.and_then(|buffer| self.memory.read_obj(buffer.addr()).ok()).unwrap_or_default()
+    /// Answers a request whose `header` is taken from `chain` already. Returns how many bytes
+    /// the answer has; none if the request is left to the crate.
+    fn answer(&self, header: &InHeader, chain: Chain<'_>) -> Option<u32> {
+        FsMetrics::count(&self.volumes.metrics.requests, 1);
+        if chain.faulty {
+            None
+        } else if transfer::serves(header.opcode) {
+            transfer::answer(&self.volumes, header, chain)
+        } else {
+            short::answer(&self.files, header, chain)
+        }
     }
 
-    /// Answers one request. Returns how many bytes the answer has.
-    fn answer(&self, chain: AvailableChain<'_>, header: InHeader, scratch: &mut ChainScratch) -> u32 {
-        let metrics = &self.volumes.metrics;
-        FsMetrics::count(&metrics.requests, 1);
-        let written = transfer::answer(&self.volumes, scratch, &self.memory, &chain, &header)
-            .or_else(|| short::answer(&self.files, scratch, &self.memory, &chain, &header));
-        if let Some(written) = written {
+    /// Answers a request that is rare or not as it should be, if only by refusing it.
+    fn answer_by_crate(&self, header: &InHeader, mut chain: Chain<'_>, by_crate: &ByCrate) -> u32 {
+        let known = is_known(header.opcode);
+        if known
+            && !chain.faulty
+            && let Some(written) = by_crate.answer(&self.server, header, &mut chain)
+        {
             return written;
         }
-        if is_known(header.opcode) && header.len <= MESSAGE_LIMIT {
-            let reader = Reader::from_descriptor_chain(&self.memory, chain.clone());
-            let writer = VirtioFsWriter::new(&self.memory, chain.clone());
-            if let (Ok(reader), Ok(writer)) = (reader, writer)
-                && let Ok(written) = self.server.handle_message(reader, writer.into(), None, None)
-            {
-                if header.opcode == Opcode::Init as u32 {
-                    init::allow_mapped_mounts(&self.memory, &chain, written);
-                }
-                return u32::try_from(written).unwrap_or(u32::MAX);
-            }
-        }
-        FsMetrics::count(&metrics.refused, 1);
+        FsMetrics::count(&self.volumes.metrics.refused, 1);
         if [Opcode::Forget as u32, Opcode::BatchForget as u32].contains(&header.opcode) {
             return 0;
         }
-        let error = if is_known(header.opcode) { libc::EIO } else { libc::ENOSYS };
+        let error = if known { libc::EIO } else { libc::ENOSYS };
         let answer = OutHeader { len: size_of::<OutHeader>() as u32, error: -error, unique: header.unique };
         // Where there is no room for it there is nobody to tell.
-        let written = VirtioFsWriter::new(&self.memory, chain)
-            .ok()
-            .and_then(|mut writer| io::Write::write_all(&mut writer, answer.as_slice()).ok());
-        written.map_or(0, |()| answer.len)
+        if chain.writable.len() < size_of::<OutHeader>() {
+            return 0;
+        }
+        chain.writable.write(answer.as_slice());
+        answer.len
     }
+}
+
+/// Takes the header of a request; one of zeros, which no request has, if there is none.
+fn take_header(request: &mut Chain<'_>) -> InHeader {
+    request.readable.read_object().unwrap_or_default()
 }
 
 /// Requests that may take as long as a disk or another host does.

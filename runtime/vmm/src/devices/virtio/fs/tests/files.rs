@@ -5,14 +5,15 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 use fuse_backend_rs::abi::fuse_abi::{
-    Dirent, EntryOut, GetxattrIn, MkdirIn, MknodIn, Opcode, OpenIn, OpenOut, ReadIn, SetattrIn, SetxattrIn,
-    WRITE_KILL_PRIV,
+    Dirent, EntryOut, GetxattrIn, InHeader, MkdirIn, MknodIn, Opcode, OpenIn, OpenOut, OutHeader, ReadIn, SetattrIn,
+    SetxattrIn, WRITE_KILL_PRIV,
 };
 use fuse_backend_rs::api::filesystem::SetattrValid;
-use vm_memory::ByteValued;
+use vm_memory::{ByteValued, Bytes, GuestAddress};
 
 use super::guest::{Guest, ROOT, directory, named, object};
 use crate::devices::virtio::fs::Access;
+use crate::devices::virtio::testing::{readable, writable};
 
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
@@ -211,4 +212,67 @@ fn device_files_are_not_made_but_pipes_are() {
     // The guest's kernel opens a pipe by itself; a guest that asks us must not wait for ever.
     let pipe = guest.walk("data/pipe").unwrap().nodeid;
     assert_eq!(guest.open(pipe, libc::O_RDONLY).map(|_| ()), Err(libc::EIO));
+}
+
+#[test]
+fn a_request_is_the_same_in_whatever_pieces_it_comes() {
+    let (host, mut guest) = (directory(), Guest::new());
+    guest.share("data", host.path(), Access::Write);
+    let root = guest.walk("data").unwrap().nodeid;
+    let made = |name: &str| named(MkdirIn { mode: 0o777, umask: 0 }.as_slice(), &[name]);
+    // Some are served here, some are left to the crate.
+    for (piece, opcode, body) in [
+        (1, Opcode::Lookup, named(&[], &["file"])),
+        (1, Opcode::Mkdir, made("by-bytes")),
+        (7, Opcode::Lookup, named(&[], &["by-bytes"])),
+        (7, Opcode::Mkdir, made("by-sevens")),
+        (4096, Opcode::Mkdir, made("at-once")),
+    ] {
+        let header = InHeader {
+            len: (size_of::<InHeader>() + body.len()) as u32,
+            opcode: opcode as u32,
+            unique: 99,
+            nodeid: root,
+            ..InHeader::default()
+        };
+        let message = [header.as_slice(), &body].concat();
+        guest.memory.write_slice(&message, GuestAddress(0x40_0000)).unwrap();
+        let pieces = |start: u64, length: usize| {
+            let lengths = (0..length).step_by(piece).map(move |at| (start + at as u64, piece.min(length - at) as u32));
+            lengths.collect::<Vec<_>>()
+        };
+        let answer = size_of::<OutHeader>() + size_of::<EntryOut>();
+        let mut buffers: Vec<_> = pieces(0x40_0000, message.len()).iter().map(|(at, n)| readable(*at, *n)).collect();
+        buffers.extend(pieces(0x60_0000, answer).iter().map(|(at, n)| writable(*at, *n)));
+        guest.requests.add(&buffers);
+        guest.notify(1);
+        assert_eq!(guest.wait().1 as usize, answer, "{opcode:?} {piece}");
+        let out: OutHeader = guest.memory.read_obj(GuestAddress(0x60_0000)).unwrap();
+        assert_eq!((out.len as usize, out.error, out.unique), (answer, 0, 99), "{opcode:?} {piece}");
+        let entry: EntryOut = guest.memory.read_obj(GuestAddress(0x60_0000 + size_of::<OutHeader>() as u64)).unwrap();
+        assert_eq!(guest.getattr(entry.nodeid).unwrap().ino, entry.attr.ino, "{opcode:?} {piece}");
+    }
+    for name in ["by-bytes", "by-sevens", "at-once"] {
+        assert!(host.path().join(name).is_dir(), "{name}");
+    }
+}
+
+#[test]
+fn a_request_outside_of_memory_is_refused_where_that_can_be_said() {
+    let (host, mut guest) = (directory(), Guest::new());
+    guest.share("data", host.path(), Access::Write);
+    let root = guest.walk("data").unwrap().nodeid;
+    let (body, size) = (named(&[], &["sub"]), size_of::<InHeader>() as u32);
+    for opcode in [Opcode::Rmdir, Opcode::Unlink, Opcode::Lookup] {
+        let len = size + body.len() as u32;
+        let header = InHeader { len, opcode: opcode as u32, unique: 98, nodeid: root, ..InHeader::default() };
+        guest.memory.write_slice(header.as_slice(), GuestAddress(0x40_0000)).unwrap();
+        let outside = readable(0x80_0000, body.len() as u32);
+        guest.requests.add(&[readable(0x40_0000, size), outside, writable(0x60_0000, 0x1000)]);
+        guest.notify(1);
+        assert_eq!(guest.wait().1 as usize, size_of::<OutHeader>(), "{opcode:?}");
+        let out: OutHeader = guest.memory.read_obj(GuestAddress(0x60_0000)).unwrap();
+        assert_eq!((out.error, out.unique), (-libc::EIO, 98), "{opcode:?}");
+    }
+    assert!(host.path().join("sub").is_dir());
 }
