@@ -3,8 +3,8 @@
 //!
 //! A chain is checked while it is loaded: every buffer lies in guest memory, the readable
 //! ones come first, and the chain ends. The pointers live no longer than the borrow of the
-//! memory they point into. The guest may change the bytes at any time, so they are only
-//! ever copied or handed to the kernel, never borrowed as a slice.
+//! available chain, which keeps the memory they point into. The guest may change the bytes at
+//! any time, so they are only ever copied or handed to the kernel, never borrowed as a slice.
 
 use std::ffi::c_int;
 use std::io;
@@ -12,9 +12,10 @@ use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use libc::iovec;
-use vm_memory::{ByteValued, GuestMemory, GuestMemoryMmap, VolatileSlice};
+use vm_memory::{ByteValued, GuestMemory, VolatileSlice};
 
-use super::ring::AvailableChain;
+use super::descriptors::AvailableChain;
+use super::regions::Regions;
 
 /// The most buffers one system call takes.
 pub(super) const IOV_MAX: usize = libc::UIO_MAXIOV as usize;
@@ -54,38 +55,34 @@ impl ChainScratch {
     ///
     /// # Errors
     /// If the chain is not one, see [`ChainError`].
-    pub fn load<'a>(
-        &'a mut self,
-        memory: &'a GuestMemoryMmap,
-        chain: AvailableChain<'_>,
-        limit: usize,
-    ) -> Result<Chain<'a>, ChainError> {
+    pub fn load<'a>(&'a mut self, chain: &'a AvailableChain, limit: usize) -> Result<Chain<'a>, ChainError> {
         self.buffers.clear();
-        let head = chain.head_index();
+        let head = chain.head();
+        let regions = chain.regions();
         let mut descriptors = 0_usize;
         let mut first_writable = None;
         let mut faulty = false;
-        let mut ended = false;
-        for descriptor in chain {
+        for descriptor in chain.descriptors() {
+            let descriptor = descriptor.map_err(|_| ChainError::Endless(head))?;
             descriptors += 1;
             if descriptors > limit {
                 return Err(ChainError::TooLong(head));
             }
-            ended = !descriptor.has_next();
-            if descriptor.is_write_only() {
+            if descriptor.writable {
                 first_writable.get_or_insert(self.buffers.len());
             } else if first_writable.is_some() {
                 faulty = true;
                 continue;
             }
+            let length = descriptor.length as usize;
             // Nearly every buffer lies in one region, and that is much the faster way.
-            if let Ok(slice) = memory.get_slice(descriptor.addr(), descriptor.len() as usize) {
-                self.push(slice);
+            if let Some(address) = regions.find(descriptor.address, length) {
+                self.push(address, length);
                 continue;
             }
-            for slice in memory.get_slices(descriptor.addr(), descriptor.len() as usize) {
+            for slice in regions.memory().get_slices(descriptor.address, length) {
                 match slice {
-                    Ok(slice) => self.push(slice),
+                    Ok(slice) => self.push(slice.ptr_guard_mut().as_ptr(), slice.len()),
                     Err(_) => {
                         faulty = true;
                         break;
@@ -93,17 +90,14 @@ impl ChainScratch {
                 }
             }
         }
-        if !ended {
-            return Err(ChainError::Endless(head));
-        }
         let writable = first_writable.unwrap_or(self.buffers.len());
         let (readable, writable) = self.buffers.split_at_mut(writable);
         Ok(Chain { head, faulty, readable: GuestBytes::new(readable), writable: GuestBytes::new(writable) })
     }
 
-    fn push(&mut self, slice: VolatileSlice<'_>) {
-        if !slice.is_empty() {
-            self.buffers.push(iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() });
+    fn push(&mut self, address: *mut u8, length: usize) {
+        if length > 0 {
+            self.buffers.push(iovec { iov_base: address.cast(), iov_len: length });
         }
     }
 }
@@ -126,12 +120,12 @@ pub struct Chain<'a> {
 pub struct GuestBytes<'a> {
     buffers: &'a mut [iovec],
     len: usize,
-    memory: PhantomData<&'a GuestMemoryMmap>,
+    memory: PhantomData<&'a Regions>,
 }
 
 impl<'a> GuestBytes<'a> {
     fn new(buffers: &'a mut [iovec]) -> Self {
-        // A chain is shorter than 4 GiB, see `DescriptorChain`.
+        // A chain is shorter than 4 GiB, see `Descriptors`.
         let len = buffers.iter().map(|buffer| buffer.iov_len).sum();
         Self { buffers, len, memory: PhantomData }
     }
@@ -457,7 +451,7 @@ pub const FRONT_PIECES: usize = 8;
 #[derive(Debug)]
 pub struct GuestFront<'a> {
     pieces: [(*mut u8, usize); FRONT_PIECES],
-    memory: PhantomData<&'a GuestMemoryMmap>,
+    memory: PhantomData<&'a Regions>,
 }
 
 impl GuestFront<'_> {
@@ -479,7 +473,7 @@ impl GuestFront<'_> {
 #[derive(Debug)]
 pub struct GuestByte<'a> {
     address: *mut u8,
-    memory: PhantomData<&'a GuestMemoryMmap>,
+    memory: PhantomData<&'a Regions>,
 }
 
 impl GuestByte<'_> {
@@ -509,4 +503,81 @@ fn message(buffers: &[iovec]) -> libc::msghdr {
     message.msg_iov = buffers.as_ptr().cast_mut();
     message.msg_iovlen = buffers.len();
     message
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+    use super::*;
+    use crate::devices::virtio::descriptors::QueueTable;
+    use crate::devices::virtio::testing::{Buffer, Driver, readable, writable};
+
+    /// Three regions, the first two without a gap; the queue's table is at 0.
+    fn memory() -> GuestMemoryMmap {
+        let ranges = [(GuestAddress(0), 0x2000), (GuestAddress(0x2000), 0x1000), (GuestAddress(0x8000), 0x1000)];
+        GuestMemoryMmap::from_ranges(&ranges).unwrap()
+    }
+
+    fn chain(memory: &GuestMemoryMmap, buffers: &[Buffer]) -> AvailableChain {
+        let mut driver = Driver::new(memory, 0, 16);
+        let head = driver.add(buffers);
+        let table = QueueTable::new(Regions::new(memory), GuestAddress(0), 16, false).unwrap();
+        AvailableChain::new(head, Arc::new(table))
+    }
+
+    #[test]
+    fn a_buffer_may_lie_across_regions() {
+        let memory = memory();
+        memory.write_slice(b"across", GuestAddress(0x1ffd)).unwrap();
+        let chain =
+            chain(&memory, &[readable(0x1ffd, 6), readable(0x8000, 0), writable(0x1fff, 3), writable(0x8fff, 1)]);
+        let mut scratch = ChainScratch::new();
+        let mut loaded = scratch.load(&chain, 4).unwrap();
+        assert!(!loaded.faulty);
+        assert_eq!((loaded.readable.len(), loaded.writable.len()), (6, 4));
+        assert_eq!(loaded.readable.read_array(), Some(*b"across"));
+        assert_eq!(loaded.writable.write(b"backwards"), 4);
+        let mut found = [0; 3];
+        memory.read_slice(&mut found, GuestAddress(0x1fff)).unwrap();
+        assert_eq!((&found, memory.read_obj::<u8>(GuestAddress(0x8fff)).unwrap()), (b"bac", b'k'));
+    }
+
+    #[test]
+    fn what_is_no_buffer_is_left_out_and_noted() {
+        let memory = memory();
+        let mut scratch = ChainScratch::new();
+        for (bad, rest) in [
+            // After what is in memory of it.
+            (writable(0x2fff, 2), 1),
+            (writable(0x7fff, 2), 0),
+            (writable(0x3000, 1), 0),
+            (writable(u64::MAX, 2), 0),
+            (readable(0x8000, 1), 0),
+        ] {
+            let chain = chain(&memory, &[readable(0x1000, 10), writable(0x1000, 20), bad, writable(0x8000, 5)]);
+            let loaded = scratch.load(&chain, 4).unwrap();
+            assert!(loaded.faulty, "{bad:?}");
+            assert_eq!((loaded.readable.len(), loaded.writable.len()), (10, 25 + rest), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_chain_longer_than_the_limit_is_refused() {
+        let memory = memory();
+        let chain = chain(&memory, &[readable(0x1000, 1); 5]);
+        let mut scratch = ChainScratch::new();
+        assert_eq!(scratch.load(&chain, 5).unwrap().readable.len(), 5);
+        assert_eq!(scratch.load(&chain, 4).unwrap_err(), ChainError::TooLong(chain.head()));
+    }
+
+    #[test]
+    fn memory_is_there_as_long_as_a_chain_of_it() {
+        let chain = chain(&memory(), &[writable(0x1000, 4)]);
+        let mut scratch = ChainScratch::new();
+        assert_eq!(scratch.load(&chain, 1).unwrap().writable.write(b"kept"), 4);
+        assert_eq!(scratch.load(&chain, 1).unwrap().writable.read_array(), Some(*b"kept"));
+    }
 }

@@ -6,15 +6,16 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use libc::iovec;
-use vm_memory::{GuestMemoryMmap, VolatileSlice};
+use vm_memory::VolatileSlice;
 
 use super::chain::{ChainError, ChainScratch, IOV_MAX};
-use super::ring::AvailableChain;
+use super::descriptors::AvailableChain;
 
 /// A chain and how much of the buffers is its.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Held {
-    head: u16,
+    // Keeps the memory that the buffers point into.
+    chain: AvailableChain,
     buffers: usize,
     length: usize,
 }
@@ -22,22 +23,20 @@ struct Held {
 /// The chains, in the order they were made available.
 #[derive(Debug)]
 pub struct ChainQueue {
-    // The buffers point into it.
-    memory: GuestMemoryMmap,
     scratch: ChainScratch,
     chains: VecDeque<Held>,
     buffers: VecDeque<iovec>,
     room: usize,
 }
 
-// SAFETY: the pointers lead into guest memory, which is mapped for as long as `memory` lives
-// and may be accessed from any thread.
+// SAFETY: the pointers lead into guest memory, which is mapped for as long as the chains that
+// they are of are held, and may be accessed from any thread.
 unsafe impl Send for ChainQueue {}
 
 impl ChainQueue {
-    /// No chains yet, of this memory.
-    pub fn new(memory: GuestMemoryMmap) -> Self {
-        Self { memory, scratch: ChainScratch::new(), chains: VecDeque::new(), buffers: VecDeque::new(), room: 0 }
+    /// No chains yet.
+    pub fn new() -> Self {
+        Self { scratch: ChainScratch::new(), chains: VecDeque::new(), buffers: VecDeque::new(), room: 0 }
     }
 
     /// Takes a chain of up to `limit` descriptors. One in which nothing can be written is not
@@ -45,14 +44,15 @@ impl ChainQueue {
     ///
     /// # Errors
     /// If the chain is not one, see [`ChainError`].
-    pub fn push(&mut self, chain: AvailableChain<'_>, limit: usize) -> Result<Option<u16>, ChainError> {
-        let chain = self.scratch.load(&self.memory, chain, limit)?;
-        let (length, buffers) = (chain.writable.len(), chain.writable.buffers());
-        if chain.faulty || length == 0 || buffers.len() > IOV_MAX {
-            return Ok(Some(chain.head));
+    pub fn push(&mut self, chain: AvailableChain, limit: usize) -> Result<Option<u16>, ChainError> {
+        let loaded = self.scratch.load(&chain, limit)?;
+        let (length, buffers) = (loaded.writable.len(), loaded.writable.buffers());
+        if loaded.faulty || length == 0 || buffers.len() > IOV_MAX {
+            return Ok(Some(loaded.head));
         }
-        self.chains.push_back(Held { head: chain.head, buffers: buffers.len(), length });
+        let count = buffers.len();
         self.buffers.extend(buffers);
+        self.chains.push_back(Held { chain, buffers: count, length });
         self.room += length;
         Ok(None)
     }
@@ -86,7 +86,7 @@ impl ChainQueue {
         let buffers = self.buffers.make_contiguous();
         let count = buffers.len().min(IOV_MAX);
         loop {
-            // SAFETY: the buffers are writable guest memory, see `Self::memory`, and `count` of
+            // SAFETY: the buffers are writable guest memory, see [`Held`], and `count` of
             // them are there.
             let done = unsafe { libc::readv(file.as_raw_fd(), buffers.as_ptr(), count as libc::c_int) };
             match usize::try_from(done) {
@@ -111,7 +111,7 @@ impl ChainQueue {
             if here > 0 {
                 let (piece, rest) = data.split_at(here);
                 // SAFETY: `offset` and the `here` bytes after it lie in the buffer, which is
-                // guest memory, see `Self::memory`.
+                // guest memory, see [`Held`].
                 let slice = unsafe { VolatileSlice::new(buffer.iov_base.cast::<u8>().add(offset), here) };
                 slice.copy_from(piece);
                 data = rest;
@@ -144,7 +144,7 @@ impl ChainQueue {
             self.buffers.drain(..chain.buffers.min(self.buffers.len()));
             self.room = self.room.saturating_sub(chain.length);
             // A chain is shorter than 4 GiB.
-            used.push((chain.head, u32::try_from(here).unwrap_or(u32::MAX)));
+            used.push((chain.chain.head(), u32::try_from(here).unwrap_or(u32::MAX)));
         }
     }
 }

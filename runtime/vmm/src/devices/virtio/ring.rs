@@ -1,13 +1,18 @@
 //! One virtqueue of an active device: taking chains, giving them back, and as few
 //! notifications as the driver agreed to.
 
+use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use virtio_bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY,
+};
+use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
+use super::descriptors::{AvailableChain, QueueTable};
 use super::device::{DeviceError, Interrupt, QueuePosition};
+use super::regions::Regions;
 use super::stretch::Stretch;
 
 /// Layout of both rings: flags, the index of the next element, the elements, and an event.
@@ -18,15 +23,13 @@ const AVAILABLE_ELEMENT: usize = 2;
 const USED_ELEMENT: usize = 8;
 const EVENT: usize = 2;
 
-/// A chain the driver made available, before its buffers are looked at.
-pub type AvailableChain<'m> = DescriptorChain<&'m GuestMemoryMmap>;
-
 /// A queue the driver enabled, known to lie within the guest's memory.
 #[derive(Debug)]
 pub struct Ring {
     device: &'static str,
     index: u16,
     queue: Queue,
+    table: Arc<QueueTable>,
     available: Stretch,
     used: Stretch,
     /// Chains given back in all when the driver was last told, modulo 2^16.
@@ -52,14 +55,18 @@ impl Ring {
         // The split virtqueue's three parts, virtio 1.2 section 2.7. They are looked up here
         // once, so that no later access can fail half way.
         let size = usize::from(queue.size());
+        let missing =
+            |part, address: u64| error(device, index, &format!("its {part} at {address:#x} is not in memory"));
         let find = |part, address, length, alignment| {
-            Stretch::new(memory, GuestAddress(address), length, alignment)
-                .ok_or_else(|| error(device, index, &format!("its {part} at {address:#x} is not in memory")))
+            Stretch::new(memory, GuestAddress(address), length, alignment).ok_or_else(|| missing(part, address))
         };
-        find("descriptor table", queue.desc_table(), 16 * size, 16)?;
+        let indirect = features & (1 << VIRTIO_RING_F_INDIRECT_DESC) != 0;
+        let table = GuestAddress(queue.desc_table());
+        let table = QueueTable::new(Regions::new(memory), table, queue.size(), indirect)
+            .ok_or_else(|| missing("descriptor table", table.0))?;
         let available = find("available ring", queue.avail_ring(), HEADER + AVAILABLE_ELEMENT * size + EVENT, 2)?;
         let used = find("used ring", queue.used_ring(), HEADER + USED_ELEMENT * size + EVENT, 4)?;
-        Ok(Self { device, index, signalled: queue.next_used(), queue, available, used })
+        Ok(Self { device, index, signalled: queue.next_used(), queue, table: Arc::new(table), available, used })
     }
 
     /// Number of entries the driver chose.
@@ -77,17 +84,30 @@ impl Ring {
     /// The next available chain.
     ///
     /// # Errors
-    /// If the available ring claims more entries than it has.
-    pub fn pop<'m>(&mut self, memory: &'m GuestMemoryMmap) -> Result<Option<AvailableChain<'m>>, DeviceError> {
-        match self.queue.iter(memory) {
-            Ok(mut chains) => Ok(chains.next()),
-            Err(error) => Err(self.error(&error.to_string())),
+    /// If the available ring claims more entries than it has, or a chain begins outside of the descriptor table.
+    pub fn pop(&mut self) -> Result<Option<AvailableChain>, DeviceError> {
+        let (size, next) = (self.queue.size(), self.queue.next_avail());
+        // Before the entries that it tells of.
+        let index = u16::from_le(self.available.u16(INDEX).load(Ordering::Acquire));
+        let count = index.wrapping_sub(next);
+        if count > size {
+            return Err(self.error("the available ring claims more entries than it has"));
         }
+        if count == 0 {
+            return Ok(None);
+        }
+        let entry = HEADER + AVAILABLE_ELEMENT * usize::from(next % size);
+        let head = u16::from_le(self.available.u16(entry).load(Ordering::Relaxed));
+        if head >= size {
+            return Err(self.error("a chain begins outside of its descriptor table"));
+        }
+        self.queue.set_next_avail(next.wrapping_add(1));
+        Ok(Some(AvailableChain::new(head, self.table.clone())))
     }
 
     /// Puts the chain popped last back, as if it had not been looked at.
     pub fn undo_pop(&mut self) {
-        self.queue.go_to_previous_position();
+        self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(1));
     }
 
     /// Gives the chain that starts at descriptor `head` back, with `written` bytes in it.
@@ -236,14 +256,48 @@ mod tests {
         assert!(!ring.rearm());
         assert!(notifies(&memory, 0, 1));
         assert!(ring.rearm(), "there is one to take");
-        assert!(ring.pop(&memory).unwrap().is_some());
+        assert!(ring.pop().unwrap().is_some());
         ring.disarm();
         assert!(!notifies(&memory, 1, 2) && !notifies(&memory, 1, 5));
         for _ in 1..5 {
-            assert!(ring.pop(&memory).unwrap().is_some());
+            assert!(ring.pop().unwrap().is_some());
         }
         assert!(!ring.rearm());
         assert!(notifies(&memory, 5, 6));
+    }
+
+    #[test]
+    fn chains_are_taken_in_order_and_none_twice() {
+        let (memory, mut ring) = ring(0);
+        assert!(ring.pop().unwrap().is_none());
+        // As often as the index wraps around, and a bit more.
+        for index in 0..70_000_u32 {
+            let head = (index * 7 % u32::from(SIZE)) as u16;
+            let entry = AVAILABLE + 4 + 2 * u64::from(index % u32::from(SIZE));
+            memory.write_obj(head, GuestAddress(entry)).unwrap();
+            memory.write_obj((index + 1) as u16, GuestAddress(AVAILABLE + 2)).unwrap();
+            assert_eq!(ring.pop().unwrap().unwrap().head(), head);
+            ring.undo_pop();
+            assert_eq!(ring.pop().unwrap().unwrap().head(), head);
+            assert!(ring.pop().unwrap().is_none());
+        }
+    }
+
+    #[test]
+    fn a_ring_that_claims_too_much_or_what_is_no_chain_is_broken() {
+        let (memory, mut ring) = ring(0);
+        for index in [SIZE + 1, u16::MAX] {
+            memory.write_obj(index, GuestAddress(AVAILABLE + 2)).unwrap();
+            let error = ring.pop().unwrap_err().to_string();
+            assert_eq!(error, "test: queue 0: the available ring claims more entries than it has");
+        }
+        memory.write_obj(SIZE, GuestAddress(AVAILABLE + 2)).unwrap();
+        assert!(ring.pop().unwrap().is_some());
+        for head in [SIZE, u16::MAX] {
+            memory.write_obj(head, GuestAddress(AVAILABLE + 4 + 2)).unwrap();
+            assert!(ring.pop().is_err(), "{head}");
+        }
+        assert_eq!(ring.position().available, 1);
     }
 
     #[test]

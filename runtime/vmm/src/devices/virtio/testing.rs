@@ -5,14 +5,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use virtio_bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
+};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::device::{Activation, Interrupt};
 
-/// `VIRTIO_F_VERSION_1` and `VIRTIO_RING_F_EVENT_IDX`, as Linux negotiates.
-pub const FEATURES: u64 = 1 << 32 | 1 << VIRTIO_RING_F_EVENT_IDX;
+/// `VIRTIO_F_VERSION_1` and what there is of rings, as Linux negotiates.
+pub const FEATURES: u64 = 1 << 32 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
 
 /// Where a buffer is, and who writes it.
 #[derive(Debug, Clone, Copy)]

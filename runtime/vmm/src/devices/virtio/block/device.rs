@@ -11,7 +11,6 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use vm_memory::GuestMemoryMmap;
 
 use super::config::{ConfigSpace, QUEUE_SIZE, SEGMENTS_LIMIT};
 use super::disk::{Disk, SECTOR};
@@ -43,7 +42,6 @@ pub struct Block {
 }
 
 struct Active {
-    memory: GuestMemoryMmap,
     ring: Ring,
     interrupt: Arc<dyn Interrupt>,
     /// The driver does not know of flushes, so every write has to last at once.
@@ -85,12 +83,12 @@ impl Block {
     }
 
     fn serve(&mut self) -> Result<(), DeviceError> {
-        let Some(Active { memory, ring, interrupt, write_through }) = &mut self.active else { return Ok(()) };
+        let Some(Active { ring, interrupt, write_through }) = &mut self.active else { return Ok(()) };
         let mut batch = BATCH;
         let mut unsignalled = 0;
         loop {
-            while let Some(chain) = ring.pop(memory)? {
-                let chain = match self.scratch.load(memory, chain, CHAIN_LIMIT) {
+            while let Some(chain) = ring.pop()? {
+                let chain = match self.scratch.load(&chain, CHAIN_LIMIT) {
                     Ok(chain) => chain,
                     Err(error) => return Err(ring.error(&error.to_string())),
                 };
@@ -147,7 +145,7 @@ impl VirtioDevice for Block {
         };
         let ring = Ring::new(NAME, 0, queue, &memory, features)?;
         let write_through = features & (1 << VIRTIO_BLK_F_FLUSH) == 0;
-        self.active = Some(Active { memory, ring, interrupt, write_through });
+        self.active = Some(Active { ring, interrupt, write_through });
         self.serve()
     }
 

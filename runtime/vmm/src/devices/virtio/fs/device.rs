@@ -71,7 +71,7 @@ impl VirtioDevice for Fs {
         let rings = (0..).zip(queues).map(|(index, queue)| Ring::new(NAME, index, queue, &memory, features));
         let rings = rings.collect::<Result<Vec<_>, _>>()?;
         let (volumes, failed) = (self.volumes.clone(), self.failed.clone());
-        let workers = Workers::start(memory, rings, &self.notifications, interrupt, volumes, failed);
+        let workers = Workers::start(rings, &self.notifications, interrupt, volumes, failed);
         let failed = |error: io::Error| DeviceError { device: NAME, reason: format!("no thread for it: {error}") };
         self.workers = Some(workers.map_err(failed)?);
         Ok(())

@@ -18,7 +18,7 @@ use std::thread::{self, JoinHandle};
 use fuse_backend_rs::abi::fuse_abi::{InHeader, Opcode, OutHeader};
 use fuse_backend_rs::api::server::Server;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
-use vm_memory::{ByteValued, GuestMemoryMmap};
+use vm_memory::ByteValued;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::by_crate::ByCrate;
@@ -45,7 +45,6 @@ const MORE: u64 = u64::MAX - 1;
 
 /// What all threads share.
 struct Shared {
-    memory: GuestMemoryMmap,
     rings: Vec<Mutex<Ring>>,
     interrupt: Arc<dyn Interrupt>,
     files: Passthrough,
@@ -72,7 +71,6 @@ impl Workers {
     /// Serves `rings`, of which `notifications` tell. `failed` is set when the driver has
     /// broken the protocol, see [`Workers::failure`].
     pub fn start(
-        memory: GuestMemoryMmap,
         rings: Vec<Ring>,
         notifications: &[EventFd],
         interrupt: Arc<dyn Interrupt>,
@@ -87,7 +85,6 @@ impl Workers {
         epoll::add(&epoll, &stop, EventData::new_u64(STOP), EventFlags::IN)?;
         epoll::add(&epoll, &more, EventData::new_u64(MORE), EventFlags::IN | EventFlags::ET)?;
         let shared = Arc::new(Shared {
-            memory,
             rings: rings.into_iter().map(Mutex::new).collect(),
             interrupt,
             files: Passthrough { volumes: volumes.clone() },
@@ -200,14 +197,14 @@ impl Shared {
         while !self.stopped.load(Ordering::Relaxed) {
             let chain = {
                 let mut ring = lock(ring);
-                match ring.pop(&self.memory)? {
+                match ring.pop()? {
                     Some(chain) => chain,
                     None if ring.rearm() => continue,
                     None => return Ok(()),
                 }
             };
             let endless = |error: ChainError| lock(ring).error(&error.to_string());
-            let mut request = scratch.load(&self.memory, chain.clone(), CHAIN_LIMIT).map_err(endless)?;
+            let mut request = scratch.load(&chain, CHAIN_LIMIT).map_err(endless)?;
             let head = request.head;
             let header = take_header(&mut request);
             let may_wait = may_wait(header.opcode);
@@ -219,7 +216,7 @@ impl Shared {
                 Some(written) => written,
                 None => {
                     // Part of it may be used up.
-                    let mut request = scratch.load(&self.memory, chain, CHAIN_LIMIT).map_err(endless)?;
+                    let mut request = scratch.load(&chain, CHAIN_LIMIT).map_err(endless)?;
                     take_header(&mut request);
                     self.answer_by_crate(&header, request, by_crate)
                 }

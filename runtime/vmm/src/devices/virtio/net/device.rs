@@ -9,7 +9,6 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use vm_memory::GuestMemoryMmap;
 
 use super::config::{ConfigSpace, MTU_LEAST};
 use super::metrics::NetMetrics;
@@ -41,7 +40,6 @@ pub struct Net {
 }
 
 struct Active {
-    memory: GuestMemoryMmap,
     receive: Receive,
     transmit: Transmit,
     interrupt: Arc<dyn Interrupt>,
@@ -117,8 +115,8 @@ impl Net {
     }
 
     fn serve_receive(&mut self) -> Result<(), DeviceError> {
-        let Some(Active { memory, receive, interrupt, .. }) = &mut self.active else { return Ok(()) };
-        let wait = receive.serve(memory, interrupt.as_ref(), &self.tap, &self.metrics)?;
+        let Some(Active { receive, interrupt, .. }) = &mut self.active else { return Ok(()) };
+        let wait = receive.serve(interrupt.as_ref(), &self.tap, &self.metrics)?;
         match wait {
             Wait::Packet => self.watch(true),
             Wait::Room => self.watch(false),
@@ -129,8 +127,8 @@ impl Net {
     }
 
     fn serve_transmit(&mut self) -> Result<(), DeviceError> {
-        let Some(Active { memory, transmit, interrupt, .. }) = &mut self.active else { return Ok(()) };
-        if transmit.serve(memory, interrupt.as_ref(), &self.tap, &self.metrics)? {
+        let Some(Active { transmit, interrupt, .. }) = &mut self.active else { return Ok(()) };
+        if transmit.serve(interrupt.as_ref(), &self.tap, &self.metrics)? {
             self.wake.set();
         }
         Ok(())
@@ -180,8 +178,8 @@ impl VirtioDevice for Net {
         let (receive, transmit) = (ring(RECEIVE)?, ring(TRANSMIT)?);
         self.tap.negotiate(features).map_err(|error| failed(format!("the tap refuses its offloads: {error}")))?;
         let mergeable = features & (1 << VIRTIO_NET_F_MRG_RXBUF) != 0;
-        let receive = Receive::new(receive, memory.clone(), mergeable);
-        self.active = Some(Active { memory, receive, transmit: Transmit::new(transmit), interrupt });
+        let receive = Receive::new(receive, mergeable);
+        self.active = Some(Active { receive, transmit: Transmit::new(transmit), interrupt });
         self.serve_transmit()?;
         self.serve_receive()
     }

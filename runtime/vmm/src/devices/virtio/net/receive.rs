@@ -3,8 +3,6 @@
 use std::io;
 use std::os::fd::AsFd;
 
-use vm_memory::GuestMemoryMmap;
-
 use super::metrics::NetMetrics;
 use super::tap::Tap;
 use super::{FRAME_LIMIT, HEADER_SIZE};
@@ -44,21 +42,15 @@ pub struct Receive {
 
 impl Receive {
     /// The driver's queue.
-    pub fn new(ring: Ring, memory: GuestMemoryMmap, mergeable: bool) -> Self {
-        Self { ring, chains: ChainQueue::new(memory), mergeable, kept: Vec::new(), used: Vec::new() }
+    pub fn new(ring: Ring, mergeable: bool) -> Self {
+        Self { ring, chains: ChainQueue::new(), mergeable, kept: Vec::new(), used: Vec::new() }
     }
 
     /// Gives the guest what the tap has. Says what to wait for.
-    pub fn serve(
-        &mut self,
-        memory: &GuestMemoryMmap,
-        interrupt: &dyn Interrupt,
-        tap: &Tap,
-        metrics: &NetMetrics,
-    ) -> Result<Wait, DeviceError> {
+    pub fn serve(&mut self, interrupt: &dyn Interrupt, tap: &Tap, metrics: &NetMetrics) -> Result<Wait, DeviceError> {
         let mut packets = 0;
         let wait = loop {
-            self.fill(memory)?;
+            self.fill()?;
             let given = if self.kept.is_empty() { self.next(tap, metrics) } else { self.give_kept(metrics) };
             match given {
                 Given::Packet(length) => self.finish(length, metrics)?,
@@ -85,9 +77,9 @@ impl Receive {
     }
 
     /// Takes chains up to where any packet would fit.
-    fn fill(&mut self, memory: &GuestMemoryMmap) -> Result<(), DeviceError> {
+    fn fill(&mut self) -> Result<(), DeviceError> {
         while self.chains.room() < FRAME_LIMIT && !self.chains.is_full() {
-            let Some(chain) = self.ring.pop(memory)? else { break };
+            let Some(chain) = self.ring.pop()? else { break };
             let limit = usize::from(self.ring.size());
             match self.chains.push(chain, limit) {
                 Ok(None) => {}

@@ -2,8 +2,6 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use vm_memory::GuestMemoryMmap;
-
 use super::metrics::NetMetrics;
 use super::{FRAME_LIMIT, HEADER_SIZE};
 use crate::devices::virtio::chain::ChainScratch;
@@ -30,7 +28,6 @@ impl Transmit {
     /// is lost, as on any wire.
     pub fn serve(
         &mut self,
-        memory: &GuestMemoryMmap,
         interrupt: &dyn Interrupt,
         tap: &impl AsFd,
         metrics: &NetMetrics,
@@ -38,9 +35,9 @@ impl Transmit {
         let ring = &mut self.ring;
         let mut batch = BATCH;
         loop {
-            while let Some(chain) = ring.pop(memory)? {
+            while let Some(chain) = ring.pop()? {
                 let limit = usize::from(ring.size());
-                let mut chain = match self.scratch.load(memory, chain, limit) {
+                let mut chain = match self.scratch.load(&chain, limit) {
                     Ok(chain) => chain,
                     Err(error) => return Err(ring.error(&error.to_string())),
                 };

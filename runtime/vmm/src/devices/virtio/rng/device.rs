@@ -7,7 +7,6 @@ use std::sync::atomic::Ordering;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use vm_memory::GuestMemoryMmap;
 
 use super::metrics::RngMetrics;
 use crate::devices::virtio::chain::ChainScratch;
@@ -33,7 +32,6 @@ pub struct Rng {
 }
 
 struct Active {
-    memory: GuestMemoryMmap,
     ring: Ring,
     interrupt: Arc<dyn Interrupt>,
 }
@@ -60,12 +58,12 @@ impl Rng {
     }
 
     fn serve(&mut self) -> Result<(), DeviceError> {
-        let Some(Active { memory, ring, interrupt }) = &mut self.active else { return Ok(()) };
+        let Some(Active { ring, interrupt }) = &mut self.active else { return Ok(()) };
         let mut batch = BATCH;
         loop {
-            while let Some(chain) = ring.pop(memory)? {
+            while let Some(chain) = ring.pop()? {
                 let limit = usize::from(ring.size());
-                let mut chain = match self.scratch.load(memory, chain, limit) {
+                let mut chain = match self.scratch.load(&chain, limit) {
                     Ok(chain) => chain,
                     Err(error) => return Err(ring.error(&error.to_string())),
                 };
@@ -117,7 +115,7 @@ impl VirtioDevice for Rng {
             return Err(DeviceError { device: NAME, reason: "no queue".into() });
         };
         let ring = Ring::new(NAME, 0, queue, &memory, features)?;
-        self.active = Some(Active { memory, ring, interrupt });
+        self.active = Some(Active { ring, interrupt });
         self.serve()
     }
 
@@ -142,7 +140,7 @@ impl VirtioDevice for Rng {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use vm_memory::{Bytes, GuestAddress};
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
     use super::{Rng, *};
     use crate::devices::virtio::testing::{Driver, FEATURES, Interrupts, activation, memory, readable, writable};

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use vm_memory::GuestMemoryMmap;
 
 use super::config;
 use super::host::VsockError;
@@ -47,7 +46,6 @@ pub struct Vsock {
 }
 
 struct Active {
-    memory: GuestMemoryMmap,
     to_guest: Ring,
     from_guest: Ring,
     events: Ring,
@@ -114,12 +112,12 @@ impl Vsock {
     }
 
     fn take_from_guest(&mut self) -> Result<(), DeviceError> {
-        let Some(Active { memory, from_guest: ring, interrupt, .. }) = &mut self.active else { return Ok(()) };
+        let Some(Active { from_guest: ring, interrupt, .. }) = &mut self.active else { return Ok(()) };
         let mut batch = BATCH;
         loop {
-            while let Some(chain) = ring.pop(memory)? {
+            while let Some(chain) = ring.pop()? {
                 let limit = usize::from(ring.size());
-                let mut chain = self.scratch.load(memory, chain, limit).map_err(|error| bad_chain(ring, error))?;
+                let mut chain = self.scratch.load(&chain, limit).map_err(|error| bad_chain(ring, error))?;
                 let header = chain.readable.read_array::<HEADER_SIZE>().map(|bytes| Header::from_bytes(&bytes));
                 match header {
                     Some(header) if !chain.faulty && header.len as usize <= chain.readable.len() => {
@@ -145,10 +143,10 @@ impl Vsock {
     }
 
     fn give_to_guest(&mut self) -> Result<(), DeviceError> {
-        let Some(Active { memory, to_guest: ring, interrupt, .. }) = &mut self.active else { return Ok(()) };
+        let Some(Active { to_guest: ring, interrupt, .. }) = &mut self.active else { return Ok(()) };
         let mut batch = 0;
         while self.muxer.has_output() {
-            let Some(chain) = ring.pop(memory)? else {
+            let Some(chain) = ring.pop()? else {
                 // The guest has to tell when there are buffers again.
                 if ring.rearm() {
                     continue;
@@ -156,7 +154,7 @@ impl Vsock {
                 break;
             };
             let limit = usize::from(ring.size());
-            let mut chain = self.scratch.load(memory, chain, limit).map_err(|error| bad_chain(ring, error))?;
+            let mut chain = self.scratch.load(&chain, limit).map_err(|error| bad_chain(ring, error))?;
             match chain.writable.split_front(HEADER_SIZE) {
                 Some(front) if !chain.faulty && !chain.writable.is_empty() => {
                     let Some(header) = self.muxer.output(&mut chain.writable) else {
@@ -183,16 +181,16 @@ impl Vsock {
     }
 
     fn send_events(&mut self) -> Result<(), DeviceError> {
-        let Some(Active { memory, events: ring, interrupt, .. }) = &mut self.active else { return Ok(()) };
+        let Some(Active { events: ring, interrupt, .. }) = &mut self.active else { return Ok(()) };
         while self.reset_event_due {
-            let Some(chain) = ring.pop(memory)? else {
+            let Some(chain) = ring.pop()? else {
                 if ring.rearm() {
                     continue;
                 }
                 break;
             };
             let limit = usize::from(ring.size());
-            let mut chain = self.scratch.load(memory, chain, limit).map_err(|error| bad_chain(ring, error))?;
+            let mut chain = self.scratch.load(&chain, limit).map_err(|error| bad_chain(ring, error))?;
             let written = chain.writable.write(&TRANSPORT_RESET);
             self.reset_event_due = written < TRANSPORT_RESET.len();
             ring.complete(chain.head, written as u32)?;
@@ -241,7 +239,7 @@ impl VirtioDevice for Vsock {
         let to_guest = ring(TO_GUEST)?;
         let from_guest = ring(FROM_GUEST)?;
         let events = ring(EVENTS)?;
-        self.active = Some(Active { memory, to_guest, from_guest, events, interrupt });
+        self.active = Some(Active { to_guest, from_guest, events, interrupt });
         self.muxer.activate();
         self.serve()
     }
