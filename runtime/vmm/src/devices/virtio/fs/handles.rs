@@ -6,6 +6,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::nodes::Node;
+use super::numbers::Numbers;
 
 /// An open file or directory.
 #[derive(Debug)]
@@ -32,13 +33,13 @@ pub struct Handles {
 #[derive(Debug)]
 struct Table {
     next: u64,
-    handles: HashMap<u64, Arc<Handle>>,
+    handles: HashMap<u64, Arc<Handle>, Numbers>,
 }
 
 impl Handles {
     /// None yet, and never more than `limit`.
     pub fn new(limit: usize) -> Self {
-        Self { table: Mutex::new(Table { next: 1, handles: HashMap::new() }), limit }
+        Self { table: Mutex::new(Table { next: 1, handles: HashMap::default() }), limit }
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {

@@ -51,6 +51,7 @@ mod handles;
 mod init;
 mod metrics;
 mod nodes;
+mod numbers;
 mod passthrough;
 mod short;
 mod sys;

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use fuse_backend_rs::api::filesystem::ROOT_ID;
 use rustix::fs::FileType;
 
+use super::numbers::Numbers;
 use super::volumes::Volume;
 
 /// What makes two files of a volume the same: the mount they are seen in, the device, the
@@ -87,8 +88,8 @@ pub struct Nodes {
 #[derive(Debug)]
 struct Table {
     next: u64,
-    nodes: HashMap<u64, Entry>,
-    ids: HashMap<(u64, Identity), u64>,
+    nodes: HashMap<u64, Entry, Numbers>,
+    ids: HashMap<(u64, Identity), u64, Numbers>,
 }
 
 #[derive(Debug)]
@@ -101,7 +102,7 @@ struct Entry {
 impl Nodes {
     /// None yet, and never more than `limit`.
     pub fn new(limit: usize) -> Self {
-        let table = Table { next: ROOT_ID + 1, nodes: HashMap::new(), ids: HashMap::new() };
+        let table = Table { next: ROOT_ID + 1, nodes: HashMap::default(), ids: HashMap::default() };
         Self { table: Mutex::new(table), limit }
     }
 
