@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fuse_backend_rs::api::filesystem::ROOT_ID;
-use rustix::fs::FileType;
+use rustix::fs::{FileType, Stat, Statx};
 
 use super::numbers::Numbers;
 use super::volumes::Volume;
@@ -48,10 +48,21 @@ pub struct Node {
 /// What tells whether the content of a file has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Version {
-    /// Bytes.
-    pub size: i64,
-    /// Time of modification.
-    pub modified: (i64, i64),
+    size: u64,
+    /// Seconds and nanoseconds.
+    modified: (i64, u64),
+}
+
+impl From<Stat> for Version {
+    fn from(stat: Stat) -> Self {
+        Self { size: stat.st_size as u64, modified: (stat.st_mtime, stat.st_mtime_nsec) }
+    }
+}
+
+impl From<Statx> for Version {
+    fn from(stat: Statx) -> Self {
+        Self { size: stat.stx_size, modified: (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec.into()) }
+    }
 }
 
 impl Node {

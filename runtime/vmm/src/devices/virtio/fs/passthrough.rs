@@ -95,20 +95,26 @@ impl Passthrough {
     /// The file `name` in a directory of a volume; the guest is told of it.
     pub(super) fn look_up(&self, parent: &Node, name: &CStr) -> io::Result<Entry> {
         check_name(name)?;
-        // Nearly always it is known already, and needs no descriptor.
-        let (identity, stat) = identify(parent, name)?;
-        if let Some(node) = self.volumes.nodes.find(&parent.volume, identity) {
-            return Ok(self.entry(&node, &stat));
-        }
-        let file = openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-        self.enter(parent, file)
+        let (node, stat) = self.find(parent, name)?;
+        Ok(self.entry(&node, &stat))
     }
 
-    fn enter(&self, parent: &Node, file: OwnedFd) -> io::Result<Entry> {
+    /// The same, and what it is like.
+    fn find(&self, parent: &Node, name: &CStr) -> io::Result<(Arc<Node>, Statx)> {
+        // Nearly always it is known already, and needs no descriptor.
+        let (identity, stat) = identify(parent, name)?;
+        match self.volumes.nodes.find(&parent.volume, identity) {
+            Some(node) => Ok((node, stat)),
+            None => self.enter(parent, name),
+        }
+    }
+
+    /// The same for a file that is not known most likely.
+    fn enter(&self, parent: &Node, name: &CStr) -> io::Result<(Arc<Node>, Statx)> {
+        let file = openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
         let (identity, stat) = identify(&file, c"")?;
         let kind = FileType::from_raw_mode(stat.stx_mode.into());
-        let node = self.volumes.nodes.enter(&parent.volume, file, kind, identity)?;
-        Ok(self.entry(&node, &stat))
+        Ok((self.volumes.nodes.enter(&parent.volume, file, kind, identity)?, stat))
     }
 
     /// Opens a node's file anew. Only what cannot do anything by being opened.
@@ -122,9 +128,7 @@ impl Passthrough {
     }
 
     /// What the guest is to know of a file that it opens.
-    fn options(&self, node: &Node, file: &File) -> io::Result<OpenOptions> {
-        let stat = fstat(file)?;
-        let now = Version { size: stat.st_size, modified: (stat.st_mtime, stat.st_mtime_nsec as i64) };
+    fn options(&self, node: &Node, file: &File, now: Version) -> OpenOptions {
         let mut options = OpenOptions::empty();
         options.set(OpenOptions::KEEP_CACHE, node.unchanged(now));
         if self.volumes.is_local(node.identity.device, file) {
@@ -132,7 +136,7 @@ impl Passthrough {
             // knows an older protocol.
             options |= unsafe { OpenOptions::from_bits_unchecked(NO_FLUSH) };
         }
-        Ok(options)
+        options
     }
 
     fn attributes(&self, node: &Node, handle: Option<&Handle>) -> io::Result<(libc::stat64, Duration)> {
@@ -341,7 +345,7 @@ impl FileSystem for Passthrough {
         }
         clear_set_id(fuse_flags & FOPEN_IN_KILL_SUIDGID != 0)?;
         let file = self.open_node(&node, mode)?;
-        let options = self.options(&node, &file)?;
+        let options = self.options(&node, &file, fstat(&file)?.into());
         let handle = self.volumes.handles.add(&node, wants_write(mode), file)?;
         Ok((Some(handle), options, None))
     }
@@ -362,29 +366,30 @@ impl FileSystem for Passthrough {
             let flags = mode | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             openat(&*parent, name, flags, permissions)
         };
-        let (entry, file) = match made {
-            Ok(file) => (self.look_up(&parent, name)?, Some(File::from(file))),
-            Err(rustix::io::Errno::EXIST) if args.flags & libc::O_EXCL as u32 == 0 => {
-                (self.look_up(&parent, name)?, None)
-            }
+        let ((node, stat), file) = match made {
+            Ok(file) => (self.enter(&parent, name)?, Some(File::from(file))),
+            Err(rustix::io::Errno::EXIST) if args.flags & libc::O_EXCL as u32 == 0 => (self.find(&parent, name)?, None),
             Err(error) => return Err(error.into()),
         };
-        let opened = self.volumes.node(entry.inode).and_then(|node| {
-            let file = match file {
+        let open = || {
+            let made = file.map(|file| identify(&file, c"").map(|(identity, stat)| (file, identity, stat)));
+            let (file, now) = match made.transpose()? {
                 // Somebody on the host may have put another file there since.
-                Some(file) if identify(&file, c"")?.0 == node.identity => file,
+                Some((file, identity, stat)) if identity == node.identity => (file, Version::from(stat)),
                 _ => {
                     clear_set_id(args.fuse_flags & FOPEN_IN_KILL_SUIDGID != 0)?;
-                    self.open_node(&node, mode)?
+                    let file = self.open_node(&node, mode)?;
+                    let now = fstat(&file)?.into();
+                    (file, now)
                 }
             };
-            let options = self.options(&node, &file)?;
+            let options = self.options(&node, &file, now);
             Ok((self.volumes.handles.add(&node, wants_write(mode), file)?, options))
-        });
-        match opened {
-            Ok((handle, options)) => Ok((entry, Some(handle), options, None)),
+        };
+        match open() {
+            Ok((handle, options)) => Ok((self.entry(&node, &stat), Some(handle), options, None)),
             Err(error) => {
-                self.volumes.nodes.forget(entry.inode, 1);
+                self.volumes.nodes.forget(node.id, 1);
                 Err(error)
             }
         }

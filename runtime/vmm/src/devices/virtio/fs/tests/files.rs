@@ -47,6 +47,10 @@ fn pages_stay_cached_until_the_content_changes() {
     assert_eq!((kept(), kept(), kept()), (false, true, true));
     fs::write(host.path().join("file"), "longer than it was").unwrap();
     assert_eq!((kept(), kept()), (false, true));
+    let root = guest.walk("data").unwrap().nodeid;
+    let (made, opened) = guest.create(root, "made", 0o644).unwrap();
+    assert_eq!(opened.open_flags & KEEP_CACHE, 0);
+    assert_ne!(guest.open(made.nodeid, libc::O_RDONLY).unwrap().open_flags & KEEP_CACHE, 0, "as it was made");
 }
 
 #[test]
