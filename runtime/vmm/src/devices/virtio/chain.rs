@@ -151,8 +151,11 @@ impl<'a> GuestBytes<'a> {
     pub fn read(&mut self, mut data: &mut [u8]) -> usize {
         let wanted = data.len().min(self.len);
         self.consume(wanted, |slice| {
-            let copied = slice.copy_to(data);
-            data = &mut std::mem::take(&mut data)[copied..];
+            let (here, rest) = std::mem::take(&mut data).split_at_mut(slice.len());
+            // SAFETY: the slice is as long, and nothing of this process's own lies in guest
+            // memory. Whatever the guest makes of the bytes meanwhile are bytes.
+            unsafe { std::ptr::copy_nonoverlapping(slice.ptr_guard().as_ptr(), here.as_mut_ptr(), here.len()) };
+            data = rest;
         });
         wanted
     }
@@ -181,8 +184,10 @@ impl<'a> GuestBytes<'a> {
     pub fn write(&mut self, mut data: &[u8]) -> usize {
         let wanted = data.len().min(self.len);
         self.consume(wanted, |slice| {
-            slice.copy_from(data);
-            data = &data[slice.len()..];
+            let (here, rest) = data.split_at(slice.len());
+            // SAFETY: the slice is as long and writable, and nothing borrows guest memory.
+            unsafe { std::ptr::copy_nonoverlapping(here.as_ptr(), slice.ptr_guard_mut().as_ptr(), here.len()) };
+            data = rest;
         });
         wanted
     }
