@@ -183,9 +183,9 @@ impl<'a> Table<'a> {
         // borrowed.
         let entry = unsafe { self.address.add(DESCRIPTOR * usize::from(index)) };
         // SAFETY: both words are within the entry, and aligned.
-        let [address, rest] = [0, 8]
-            .map(|offset| unsafe { AtomicU64::from_ptr(entry.add(offset).cast()) })
-            .map(|word| u64::from_le(word.load(Ordering::Relaxed)));
+        let (address, rest) = unsafe { (AtomicU64::from_ptr(entry.cast()), AtomicU64::from_ptr(entry.add(8).cast())) };
+        let address = u64::from_le(address.load(Ordering::Relaxed));
+        let rest = u64::from_le(rest.load(Ordering::Relaxed));
         Some(Raw {
             address: GuestAddress(address),
             length: rest as u32,

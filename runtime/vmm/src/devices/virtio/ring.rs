@@ -115,7 +115,10 @@ impl Ring {
     /// # Errors
     /// If `head` is not a descriptor of this queue.
     pub fn complete(&mut self, head: u16, written: u32) -> Result<(), DeviceError> {
-        self.complete_all(&[(head, written)])
+        let next = self.queue.next_used();
+        self.put_used(next, head, written)?;
+        self.set_next_used(next.wrapping_add(1));
+        Ok(())
     }
 
     /// Gives several chains back at once: the driver sees all of them or none, as it has to
@@ -124,22 +127,33 @@ impl Ring {
     /// # Errors
     /// If there are more than the queue has entries, or one is not a descriptor of it.
     pub fn complete_all(&mut self, chains: &[(u16, u32)]) -> Result<(), DeviceError> {
-        let (size, first) = (self.queue.size(), self.queue.next_used());
-        let count = u16::try_from(chains.len()).ok().filter(|count| *count <= size);
+        let first = self.queue.next_used();
+        let count = u16::try_from(chains.len()).ok().filter(|count| *count <= self.queue.size());
         let count = count.ok_or_else(|| self.error("more chains given back than it has"))?;
-        for (index, (head, written)) in (0..count).map(|index| first.wrapping_add(index)).zip(chains) {
-            if *head >= size {
-                return Err(self.error("a chain given back that it has not"));
-            }
-            // Flags and index, then elements of an index and a length.
-            let element = HEADER + USED_ELEMENT * usize::from(index % size);
-            self.used.u32(element).store(u32::from(*head).to_le(), Ordering::Relaxed);
-            self.used.u32(element + 4).store(written.to_le(), Ordering::Relaxed);
+        for (index, (head, written)) in (0..count).zip(chains) {
+            self.put_used(first.wrapping_add(index), *head, *written)?;
         }
-        let next = first.wrapping_add(count);
+        self.set_next_used(first.wrapping_add(count));
+        Ok(())
+    }
+
+    /// Writes an element of the used ring, which the driver does not look at yet.
+    fn put_used(&self, index: u16, head: u16, written: u32) -> Result<(), DeviceError> {
+        let size = self.queue.size();
+        if head >= size {
+            return Err(self.error("a chain given back that it has not"));
+        }
+        // Flags and index, then elements of an index and a length.
+        let element = HEADER + USED_ELEMENT * usize::from(index % size);
+        self.used.u32(element).store(u32::from(head).to_le(), Ordering::Relaxed);
+        self.used.u32(element + 4).store(written.to_le(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Lets the driver look at all elements before `next`.
+    fn set_next_used(&mut self, next: u16) {
         self.used.u16(INDEX).store(next.to_le(), Ordering::Release);
         self.queue.set_next_used(next);
-        Ok(())
     }
 
     /// Interrupts the driver if chains were given back and it wants to know.

@@ -39,6 +39,7 @@ impl Stretch {
     /// # Panics
     /// If they are not aligned, or not within the stretch.
     #[must_use]
+    #[inline]
     pub fn u16(&self, offset: usize) -> &AtomicU16 {
         // SAFETY: it is mapped, within and aligned. Everybody in this process uses it by atomic operations.
         unsafe { AtomicU16::from_ptr(self.word(offset, 2).cast()) }
@@ -49,11 +50,13 @@ impl Stretch {
     /// # Panics
     /// If they are not aligned, or not within the stretch.
     #[must_use]
+    #[inline]
     pub fn u32(&self, offset: usize) -> &AtomicU32 {
         // SAFETY: as above.
         unsafe { AtomicU32::from_ptr(self.word(offset, 4).cast()) }
     }
 
+    #[inline]
     fn word(&self, offset: usize, size: usize) -> *mut u8 {
         assert!(offset < self.length && self.length - offset >= size);
         // SAFETY: it is within.
