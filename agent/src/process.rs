@@ -55,8 +55,9 @@ impl Process {
         outcome.ok().flatten().ok_or_else(|| Error::State("the agent is going down".into()))
     }
 
-    /// Sends a signal, 1 to 64. Without effect on a process that has ended.
-    pub fn signal(&self, signal: i32) -> Result<()> {
+    /// Sends a signal, 1 to 64. Without effect on a process that has ended; an error of kind
+    /// `PermissionDenied` from one whose AppArmor profile does not let it take signals.
+    pub fn signal(&self, signal: i32) -> io::Result<()> {
         let none: *const libc::siginfo_t = std::ptr::null();
         // SAFETY: the call takes a descriptor we own, two integers and a null pointer,
         // which stands for the default details of a signal.
@@ -65,7 +66,7 @@ impl Process {
         if result == 0 || error.raw_os_error() == Some(libc::ESRCH) {
             return Ok(());
         }
-        Err(Error::system("send a signal")(error))
+        Err(error)
     }
 }
 

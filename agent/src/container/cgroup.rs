@@ -44,6 +44,32 @@ impl Cgroup {
         }
     }
 
+    /// Kills one process of the group, by a group below for it alone.
+    pub fn kill_one(&self, pid: i32) -> Result<()> {
+        let alone = self.alone(pid);
+        match alone.create() {
+            Err(Error::Path { source, .. }) if source.kind() == ErrorKind::AlreadyExists => {}
+            made => drop(made?),
+        }
+        let file = alone.path.join("cgroup.procs");
+        match fs::write(&file, pid.to_string()) {
+            // It has ended meanwhile.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+            Err(error) => Err(Error::path("move a process to be killed by", file)(error)),
+            Ok(()) => alone.kill(),
+        }
+    }
+
+    /// Removes the group that [`Cgroup::kill_one`] made for a process that has ended, if it did.
+    /// What is left goes with the container.
+    pub fn forget_one(&self, pid: i32) {
+        let _ = fs::remove_dir(self.alone(pid).path);
+    }
+
+    fn alone(&self, pid: i32) -> Self {
+        Self::at(self.path.join(format!("killed-{pid}")))
+    }
+
     /// How many processes of the group the out-of-memory killer has struck so far.
     pub fn oom_kills(&self) -> u64 {
         fs::read_to_string(self.path.join("memory.events")).map_or(0, |events| field(&events, "oom_kill"))

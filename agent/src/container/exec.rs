@@ -117,8 +117,9 @@ impl Agent {
             }
             _ => Ok(process),
         })?;
-        process.signal(libc::SIGKILL)?;
+        container.signal_process(&process, libc::SIGKILL)?;
         process.wait().await?;
+        container.cgroup.forget_one(process.pid);
         container.lock().execs.remove(exec_id);
         Ok(())
     }

@@ -1,7 +1,10 @@
 //! Signals to a container's processes.
 
+use std::io::ErrorKind;
+
 use super::Container;
 use crate::error::{Error, Result};
+use crate::process::Process;
 
 impl Container {
     /// Sends a signal to one process, or to all of the container. Without effect on what
@@ -11,7 +14,7 @@ impl Container {
         let number = number.ok_or_else(|| Error::invalid("signal", format!("{signal} is not 1 to 64")))?;
         let process = self.find(exec)?;
         match (all, number) {
-            (false, _) => process.signal(number),
+            (false, _) => self.signal_process(&process, number),
             (true, libc::SIGKILL) => self.cgroup.kill(),
             (true, _) => {
                 for pid in self.cgroup.processes() {
@@ -21,6 +24,23 @@ impl Container {
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// Sends a signal to one of its processes. To be killed nobody's leave is needed: the kernel
+    /// asks a process's AppArmor profile whether the agent may signal it, but not about a
+    /// control group.
+    pub(super) fn signal_process(&self, process: &Process, signal: i32) -> Result<()> {
+        match process.signal(signal) {
+            Err(error) if error.kind() == ErrorKind::PermissionDenied && signal == libc::SIGKILL => {
+                self.cgroup.kill_one(process.pid)
+            }
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => Err(Error::State(format!(
+                "signal {signal} is refused by the AppArmor profile of container {}: give the profile the rule \
+                 `signal (receive) peer=unconfined,`",
+                self.id
+            ))),
+            sent => sent.map_err(Error::system("send a signal")),
         }
     }
 }

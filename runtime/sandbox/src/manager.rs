@@ -333,9 +333,17 @@ impl Manager {
             return Ok(());
         }
         if !grace.is_zero() {
-            sandbox.signal(&container.id, container.record().stop_signal, false).await?;
-            if tokio::time::timeout(grace, container.wait_exited()).await.is_ok() {
-                return Ok(());
+            match sandbox.signal(&container.id, container.record().stop_signal, false).await {
+                Ok(()) => {
+                    if tokio::time::timeout(grace, container.wait_exited()).await.is_ok() {
+                        return Ok(());
+                    }
+                }
+                // Its AppArmor profile may refuse signals. It would wait in vain for one.
+                Err(error @ Error::Agent { .. }) => {
+                    tracing::warn!(container = container.id, %error, "stop signal not sent: killing the container");
+                }
+                Err(error) => return Err(error),
             }
         }
         sandbox.signal(&container.id, signal::KILL, true).await?;
