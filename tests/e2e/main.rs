@@ -7,6 +7,7 @@
 // In helpers too, which clippy does not take for tests.
 #![allow(clippy::unwrap_used)]
 
+mod apparmor;
 mod clones;
 mod container;
 mod events;

@@ -9,6 +9,7 @@ use libcontainer::oci_spec::runtime::{LinuxNamespaceType, Process as ProcessSpec
 use nacelle_proto::agent::v1::{CreateContainerRequest, PidNamespace};
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use super::apparmor;
 use super::cgroup::Cgroup;
 use super::rootfs::RootFs;
 use super::spec::{self, Completion};
@@ -118,6 +119,7 @@ impl Agent {
     /// Everything before the helper: mounts, users, files, the control group. Blocks.
     fn prepare(&self, container: &Container, request: &CreateContainerRequest, spec: &mut Spec) -> Result<Identity> {
         let id = &container.id;
+        apparmor::load(spec, &request.apparmor_policy)?;
         let root = RootFs::new(&self.paths, id);
         let slot = container.slots.first().copied().unwrap_or_default();
         let namespaces = self.sandbox.namespaces();

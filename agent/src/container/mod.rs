@@ -11,8 +11,10 @@
 //! * [`user_namespace`]: what is different in a pod with a user namespace.
 //! * [`cgroup`], [`limits`], [`device_policy`]: the control group, its limits and what
 //!   devices it may use.
+//! * [`apparmor`]: the profile that its processes run under.
 //! * [`create`], [`start`], [`exec`], [`signal`], [`update`], [`remove`]: one call each.
 
+mod apparmor;
 pub mod cgroup;
 mod create;
 mod cwd;

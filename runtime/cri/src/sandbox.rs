@@ -216,8 +216,8 @@ mod tests {
             ("linux.security_context.selinux_options", |c| {
                 context(c).selinux_options = Some(cri::SeLinuxOption { level: "s0".into(), ..Default::default() });
             }),
-            ("linux.security_context.apparmor", |c| {
-                context(c).apparmor = Some(cri::SecurityProfile { profile_type: 2, localhost_ref: "p".into() });
+            ("linux.security_context.apparmor.localhost_ref", |c| {
+                context(c).apparmor = Some(cri::SecurityProfile { profile_type: 2, localhost_ref: String::new() });
             }),
             ("linux.security_context.run_as_user", |c| context(c).run_as_user = Some(cri::Int64Value { value: -1 })),
             ("linux.security_context.run_as_group", |c| context(c).run_as_group = Some(cri::Int64Value { value: 1 })),

@@ -20,7 +20,7 @@ pub fn security(context: cri::LinuxContainerSecurityContext, unset_seccomp: &Sec
         namespaces::options(&format!("{FIELD}.namespace_options"), context.namespace_options.as_ref())?;
     refuse_selinux(FIELD, context.selinux_options.as_ref())?;
     let seccomp = seccomp(&context, unset_seccomp)?;
-    apparmor(&context)?;
+    let apparmor = apparmor(&context)?;
     let user = user(&context)?;
     for (name, paths) in [("masked_paths", &context.masked_paths), ("readonly_paths", &context.readonly_paths)] {
         if let Some(index) = paths.iter().position(|path| !path.starts_with('/') || path.contains('\0')) {
@@ -43,6 +43,7 @@ pub fn security(context: cri::LinuxContainerSecurityContext, unset_seccomp: &Sec
         masked_paths: Some(context.masked_paths),
         readonly_paths: Some(context.readonly_paths),
         seccomp,
+        apparmor,
         pid,
         pid_target,
         user_namespace,
@@ -54,6 +55,7 @@ pub fn security(context: cri::LinuxContainerSecurityContext, unset_seccomp: &Sec
 pub fn pod(field: &str, context: &cri::LinuxSandboxSecurityContext) -> Result<(), Status> {
     refuse_selinux(field, context.selinux_options.as_ref())?;
     if let Some(profile) = &context.apparmor {
+        // There is no process of the pod's own that could run under it.
         apparmor_profile(&format!("{field}.apparmor"), profile)?;
     }
     for (name, value) in [("run_as_user", context.run_as_user), ("run_as_group", context.run_as_group)] {
@@ -103,30 +105,43 @@ fn localhost(field: &str, reference: &str) -> Result<Seccomp, Status> {
     Ok(Seccomp::Localhost(PathBuf::from(path)))
 }
 
-/// The guest has no AppArmor. That the default is asked for is how a kubelet says nothing;
-/// a profile of the host's cannot be met.
-fn apparmor(context: &cri::LinuxContainerSecurityContext) -> Result<(), Status> {
+/// The AppArmor profile to run under, by its name in the host's kernel; none for the default,
+/// for the guest is the fence then: a node has no profile of Nacelle's that would add to it.
+fn apparmor(context: &cri::LinuxContainerSecurityContext) -> Result<Option<String>, Status> {
     if let Some(profile) = &context.apparmor {
         return apparmor_profile(&format!("{FIELD}.apparmor"), profile);
     }
+    let field = format!("{FIELD}.apparmor_profile");
     #[allow(deprecated, reason = "older clients know no other field")]
     match context.apparmor_profile.as_str() {
-        "" | "unconfined" | "runtime/default" => Ok(()),
-        other => Err(no_apparmor(&format!("{FIELD}.apparmor_profile"), other)),
+        "" | "unconfined" | "runtime/default" => Ok(None),
+        profile if profile.starts_with(LOCALHOST) => loaded_profile(&field, profile).map(Some),
+        profile => {
+            let problem = format!("{profile:?} is not unconfined, runtime/default or localhost/ and a name");
+            Err(invalid(&field, problem))
+        }
     }
 }
 
-fn apparmor_profile(field: &str, profile: &cri::SecurityProfile) -> Result<(), Status> {
+fn apparmor_profile(field: &str, profile: &cri::SecurityProfile) -> Result<Option<String>, Status> {
     use cri::security_profile::ProfileType;
     match ProfileType::try_from(profile.profile_type) {
-        Ok(ProfileType::RuntimeDefault | ProfileType::Unconfined) => Ok(()),
-        Ok(ProfileType::Localhost) => Err(no_apparmor(field, &profile.localhost_ref)),
+        Ok(ProfileType::RuntimeDefault | ProfileType::Unconfined) => Ok(None),
+        Ok(ProfileType::Localhost) => {
+            loaded_profile(&format!("{field}.localhost_ref"), &profile.localhost_ref).map(Some)
+        }
         Err(_) => Err(invalid(&format!("{field}.profile_type"), format!("{} is not one", profile.profile_type))),
     }
 }
 
-fn no_apparmor(field: &str, profile: &str) -> Status {
-    invalid(field, format!("the guest has no AppArmor to load {profile:?} into: leave the profile out"))
+/// The name in a reference. The kernel cuts white space off the ends of a name and ends its
+/// lists of them by line, so that no profile can be asked for by a name that has such.
+fn loaded_profile(field: &str, reference: &str) -> Result<String, Status> {
+    let name = reference.strip_prefix(LOCALHOST).unwrap_or(reference);
+    if name.is_empty() || name.trim() != name || name.contains(['\0', '\n']) {
+        return Err(invalid(field, format!("{reference:?} is not the name of a profile that is loaded on the host")));
+    }
+    Ok(name.to_owned())
 }
 
 fn refuse_selinux(field: &str, options: Option<&cri::SeLinuxOption>) -> Result<(), Status> {
@@ -220,9 +235,13 @@ mod tests {
             (Context { seccomp: profile(7, ""), ..base() }, "seccomp.profile_type"),
             (Context { seccomp_profile_path: "a.json".into(), ..base() }, "seccomp_profile_path"),
             (Context { seccomp_profile_path: "localhost/a.json".into(), ..base() }, "seccomp_profile_path"),
-            (Context { apparmor: profile(2, "p"), ..base() }, "apparmor"),
+            (Context { apparmor: profile(2, ""), ..base() }, "apparmor.localhost_ref"),
+            (Context { apparmor: profile(2, "localhost/"), ..base() }, "apparmor.localhost_ref"),
+            (Context { apparmor: profile(2, " p"), ..base() }, "apparmor.localhost_ref"),
+            (Context { apparmor: profile(2, "p\nq"), ..base() }, "apparmor.localhost_ref"),
             (Context { apparmor: profile(5, ""), ..base() }, "apparmor.profile_type"),
-            (Context { apparmor_profile: "localhost/p".into(), ..base() }, "apparmor_profile"),
+            (Context { apparmor_profile: "p".into(), ..base() }, "apparmor_profile"),
+            (Context { apparmor_profile: "localhost/".into(), ..base() }, "apparmor_profile"),
             (Context { selinux_options: Some(selinux), ..base() }, "selinux_options"),
             (Context { run_as_user: number(-1), ..base() }, "run_as_user"),
             (Context { run_as_user: number(1 << 32), ..base() }, "run_as_user"),
@@ -244,12 +263,34 @@ mod tests {
     }
 
     #[test]
-    fn the_new_apparmor_field_wins_and_defaults_are_no_demand() {
-        #[allow(deprecated)]
-        let context =
-            Context { apparmor: profile(0, ""), apparmor_profile: "localhost/p".into(), ..Context::default() };
-        translated(context).unwrap();
-        #[allow(deprecated)]
-        translated(Context { apparmor_profile: "runtime/default".into(), ..Context::default() }).unwrap();
+    fn an_apparmor_profile_is_one_that_is_named_and_the_new_field_wins() {
+        let both = |apparmor, old: &str| {
+            #[allow(deprecated)]
+            let context = Context { apparmor, apparmor_profile: old.into(), ..Context::default() };
+            translated(context).unwrap().apparmor
+        };
+        for old in ["", "unconfined", "runtime/default"] {
+            assert_eq!(both(None, old), None, "{old}");
+        }
+        assert_eq!(both(None, "localhost/p").as_deref(), Some("p"));
+        for kind in [0, 1] {
+            assert_eq!(both(profile(kind, ""), "localhost/p"), None);
+        }
+        for (reference, name) in
+            [("q", "q"), ("localhost/q", "q"), ("/usr/bin/q r", "/usr/bin/q r"), ("q//hat", "q//hat")]
+        {
+            assert_eq!(both(profile(2, reference), "localhost/p").as_deref(), Some(name));
+            assert_eq!(both(profile(2, reference), "runtime/default").as_deref(), Some(name));
+        }
+        let privileged = Context { privileged: true, apparmor: profile(2, "p"), ..Context::default() };
+        assert_eq!(translated(privileged).unwrap().apparmor.as_deref(), Some("p"));
+    }
+
+    #[test]
+    fn a_pod_may_name_an_apparmor_profile() {
+        let context = |apparmor| cri::LinuxSandboxSecurityContext { apparmor, ..Default::default() };
+        pod("x", &context(profile(2, "localhost/p"))).unwrap();
+        let refused = pod("x", &context(profile(2, ""))).unwrap_err();
+        assert!(refused.message().starts_with("x.apparmor.localhost_ref: "), "{}", refused.message());
     }
 }

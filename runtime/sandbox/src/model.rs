@@ -354,6 +354,8 @@ pub struct Security {
     pub readonly_paths: Option<Vec<String>>,
     /// Which system calls are filtered.
     pub seccomp: Seccomp,
+    /// Name of the AppArmor profile in the host's kernel that it runs under; none if `None`.
+    pub apparmor: Option<String>,
     /// Whose process ids it sees.
     pub pid: NamespaceMode,
     /// The container meant by [`NamespaceMode::Target`]: its id or the beginning of it.

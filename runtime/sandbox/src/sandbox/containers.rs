@@ -39,6 +39,10 @@ impl Sandbox {
         let volumes = Volumes::open(&id, &config).await?;
         let spec = spec::build(&config, &defaults, &hostname, &format!("/pod/{id}"), volumes.binds.clone())?;
         let spec_json = serde_json::to_vec(&spec).map_err(|e| Error::Internal(e.to_string()))?;
+        let apparmor_policy = match &config.security.apparmor {
+            Some(profile) => spec::apparmor_policy(profile)?,
+            None => Vec::new(),
+        };
         let log_path = match (status.config.log_directory.as_str(), config.log_path.as_str()) {
             ("", _) | (_, "") => String::new(),
             (directory, path) => std::path::Path::new(directory).join(path).to_string_lossy().into_owned(),
@@ -54,6 +58,7 @@ impl Sandbox {
             strict_groups: config.security.user.strict_groups,
             pid_namespace: pid_namespace(config.security.pid).into(),
             pid_target,
+            apparmor_policy,
             volumes: None,
             images: Vec::new(),
             block_devices: Vec::new(),

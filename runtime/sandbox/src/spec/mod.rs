@@ -9,6 +9,7 @@
 //! the agent knows. Process ids are the container's own where
 //! the specification lists a namespace for them; the agent is told whose otherwise.
 
+mod apparmor;
 mod capabilities;
 mod mounts;
 mod process;
@@ -19,6 +20,7 @@ use oci_spec::runtime::{
     LinuxBuilder, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxSeccomp, RootBuilder, Spec, SpecBuilder,
 };
 
+pub use apparmor::policy as apparmor_policy;
 pub use mounts::Bind;
 pub use process::{ImageDefaults, user};
 pub use resources::build as limits;

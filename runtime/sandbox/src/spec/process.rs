@@ -50,7 +50,7 @@ pub fn build(config: &ContainerConfig, image: &ImageDefaults, hostname: &str) ->
     if !security.no_new_privileges {
         process.set_no_new_privileges(None);
     }
-    process.set_apparmor_profile(None).set_selinux_label(None).set_rlimits(None);
+    process.set_apparmor_profile(security.apparmor.clone()).set_selinux_label(None).set_rlimits(None);
     if config.resources.oom_score_adj != 0 {
         process.set_oom_score_adj(i32::try_from(config.resources.oom_score_adj).ok());
     }
