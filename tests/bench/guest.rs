@@ -97,8 +97,8 @@ impl Guest {
         let directory = tempfile::Builder::new().prefix("b").tempdir_in("/tmp")?;
         let done = Self::start(setting, side, share, &directory).and_then(|mut guest| orders(&mut guest));
         done.map_err(|error| {
-            let console = std::fs::read(directory.path().join("console")).unwrap_or_default();
-            error.context(String::from_utf8_lossy(&console).into_owned())
+            let lines = nacelle_vmm::console::tail(&directory.path().join("console"), 20).unwrap_or_default();
+            error.context(lines.join("\n"))
         })
     }
 
