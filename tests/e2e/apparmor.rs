@@ -6,12 +6,11 @@ use std::process::Command;
 
 use nacelle_proto::runtime::v1 as cri;
 use nacelle_proto::runtime::v1::security_profile::ProfileType;
-use nacelle_tests::client::{Client, container_config, pod_config};
 use nacelle_tests::host::run;
 use tempfile::TempDir;
 use tonic::Code;
 
-type Context = cri::LinuxContainerSecurityContext;
+use crate::contexts::{Context, Pod, of_pod};
 
 /// Everything but to write to files, which is reported: a plain `deny` is silent.
 const DENY_WRITE: &str = "file, capability, network, unix, ptrace, signal, mount, audit deny /** w,";
@@ -53,45 +52,11 @@ impl Drop for Profile {
     }
 }
 
-struct Pod {
-    client: Client,
-    id: String,
-    _logs: TempDir,
-}
-
 impl Pod {
-    async fn run(change: impl FnOnce(&mut cri::LinuxSandboxSecurityContext)) -> Self {
-        let client = Client::node().await;
-        client.pull("busybox").await.unwrap();
-        let logs = tempfile::tempdir().unwrap();
-        let mut config = pod_config(logs.path());
-        change(config.linux.as_mut().unwrap().security_context.as_mut().unwrap());
-        let id = client.run_pod_as(config).await.unwrap();
-        Self { client, id, _logs: logs }
-    }
-
-    async fn container(&self, context: Context, command: &[&str]) -> Result<String, tonic::Status> {
-        let mut config = container_config("busybox", command);
-        let linux = config.linux.as_mut().unwrap();
-        let namespaces = context.namespace_options.clone().or(linux.security_context.take().unwrap().namespace_options);
-        linux.security_context = Some(Context { namespace_options: namespaces, ..context });
-        let id = self.client.create_as(&self.id, config).await?;
-        self.client.start(&id).await?;
-        Ok(id)
-    }
-
-    async fn sleeper(&self, context: Context) -> String {
-        self.container(context, &["sleep", "1000"]).await.unwrap()
-    }
-
     async fn cannot_write(&self, id: &str) {
         let answer = self.client.exec(id, &["touch", "/tmp/written"]).await.unwrap();
         let said = String::from_utf8_lossy(&answer.stderr);
         assert!(answer.exit_code != 0 && said.contains("Permission denied"), "{} {said}", answer.exit_code);
-    }
-
-    async fn remove(self) {
-        self.client.remove_pod(&self.id).await.unwrap();
     }
 }
 
@@ -107,7 +72,8 @@ fn under(name: &str) -> Context {
 async fn a_container_s_processes_run_under_the_host_s_profile_and_cannot_do_what_it_denies() {
     let profile = Profile::load("nacelle-e2e-deny-write", DENY_WRITE);
     // Nothing of the pod's own runs, so that this holds nothing up.
-    let pod = Pod::run(|context| {
+    let pod = Pod::run(|config| {
+        let context = of_pod(config);
         context.privileged = true;
         context.apparmor = localhost("nacelle-e2e-none-of-this-name");
     })
@@ -126,18 +92,18 @@ async fn a_container_s_processes_run_under_the_host_s_profile_and_cannot_do_what
     let both =
         Context { apparmor_profile: "localhost/no-such-profile".into(), ..under("localhost/nacelle-e2e-deny-write") };
     for context in [old("localhost/nacelle-e2e-deny-write"), both] {
-        let id = pod.sleeper(context).await;
+        let id = pod.sleeper(context).await.unwrap();
         assert_eq!(pod.client.shell(&id, PROFILES).await, profile.twice());
         pod.client.remove(&id).await.unwrap();
     }
     for context in [Context::default(), old("runtime/default"), old("unconfined")] {
-        let id = pod.sleeper(context).await;
+        let id = pod.sleeper(context).await.unwrap();
         assert_eq!(pod.client.shell(&id, PROFILES).await, "unconfined\nunconfined");
         pod.client.shell(&id, "touch /tmp/written").await;
         pod.client.remove(&id).await.unwrap();
     }
 
-    let privileged = pod.sleeper(Context { privileged: true, ..under(&profile.name) }).await;
+    let privileged = pod.sleeper(Context { privileged: true, ..under(&profile.name) }).await.unwrap();
     assert_eq!(pod.client.shell(&privileged, PROFILES).await, profile.twice());
     pod.cannot_write(&privileged).await;
     // What was denied is in the guest's log, which a privileged container may read.
@@ -157,14 +123,14 @@ async fn a_container_s_processes_run_under_the_host_s_profile_and_cannot_do_what
     };
     let holding = Context { no_new_privs: false, ..held.clone() };
     for context in [held, holding] {
-        let id = pod.sleeper(context).await;
+        let id = pod.sleeper(context).await.unwrap();
         assert_eq!(pod.client.shell(&id, PROFILES).await, profile.twice());
         pod.client.remove(&id).await.unwrap();
     }
 
     // What is loaded on the host when a container is made is what it gets.
     profile.replace("file, signal, ptrace, deny /etc/** r,");
-    let later = pod.sleeper(under(&profile.name)).await;
+    let later = pod.sleeper(under(&profile.name)).await.unwrap();
     pod.client.shell(&later, "touch /tmp/written").await;
     assert_ne!(pod.client.exec(&later, &["cat", "/etc/passwd"]).await.unwrap().exit_code, 0);
     pod.remove().await;
@@ -177,11 +143,11 @@ async fn a_profile_s_name_may_be_odd_and_a_child_has_its_parent_s() {
         "file, signal, ptrace, profile inner { file, signal, ptrace, deny /** w, }",
     );
     let pod = Pod::run(|_| ()).await;
-    let id = pod.sleeper(under(&profile.name)).await;
+    let id = pod.sleeper(under(&profile.name)).await.unwrap();
     assert_eq!(pod.client.shell(&id, PROFILES).await, profile.twice());
     pod.client.shell(&id, "touch /tmp/written").await;
     let inner = format!("{}//inner", profile.name);
-    let id = pod.sleeper(under(&inner)).await;
+    let id = pod.sleeper(under(&inner)).await.unwrap();
     assert_eq!(pod.client.shell(&id, "cat /proc/self/attr/current").await, format!("{inner} (enforce)"));
     pod.cannot_write(&id).await;
     pod.remove().await;
@@ -192,7 +158,7 @@ async fn a_profile_holds_in_a_user_namespace_too() {
     let profile = Profile::load("nacelle-e2e-mapped", DENY_WRITE);
     let ids = || vec![cri::IdMapping { host_id: 100_000, container_id: 0, length: 65_536 }];
     let namespace = || Some(cri::UserNamespace { mode: cri::NamespaceMode::Pod.into(), uids: ids(), gids: ids() });
-    let pod = Pod::run(|context| context.namespace_options.as_mut().unwrap().userns_options = namespace()).await;
+    let pod = Pod::run(|config| of_pod(config).namespace_options.as_mut().unwrap().userns_options = namespace()).await;
     let options = cri::NamespaceOption {
         pid: cri::NamespaceMode::Container.into(),
         userns_options: namespace(),
@@ -200,7 +166,8 @@ async fn a_profile_holds_in_a_user_namespace_too() {
     };
     // The second finds the guest as the first left it.
     for _ in 0..2 {
-        let id = pod.sleeper(Context { namespace_options: Some(options.clone()), ..under(&profile.name) }).await;
+        let id =
+            pod.sleeper(Context { namespace_options: Some(options.clone()), ..under(&profile.name) }).await.unwrap();
         assert_eq!(pod.client.shell(&id, "tr -s ' ' < /proc/self/uid_map").await, "0 100000 65536");
         assert_eq!(pod.client.shell(&id, PROFILES).await, profile.twice());
         pod.cannot_write(&id).await;
@@ -230,7 +197,7 @@ async fn a_profile_that_is_not_loaded_is_refused_by_its_name() {
 async fn what_a_profile_lets_nobody_signal_is_ended_all_the_same() {
     let profile = Profile::load("nacelle-e2e-no-signals", "file,");
     let pod = Pod::run(|_| ()).await;
-    let id = pod.sleeper(under(&profile.name)).await;
+    let id = pod.sleeper(under(&profile.name)).await.unwrap();
     let error = pod.client.exec_for(&id, &["sleep", "1001"], 1).await.unwrap_err();
     assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
     // It is killed after the answer.

@@ -10,6 +10,7 @@
 mod apparmor;
 mod clones;
 mod container;
+mod contexts;
 mod events;
 mod faults;
 mod image;

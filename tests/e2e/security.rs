@@ -3,42 +3,19 @@
 use std::path::Path;
 
 use nacelle_proto::runtime::v1 as cri;
-use tempfile::TempDir;
+use nacelle_tests::client::{Client, pod_config};
 use tonic::Code;
 
-use nacelle_tests::client::{Client, container_config, pod_config};
-
-type Context = cri::LinuxContainerSecurityContext;
-
-/// A pod that may hold privileged containers.
-struct Pod {
-    client: Client,
-    id: String,
-    _logs: TempDir,
-}
+use crate::contexts::{Context, Pod, of_pod};
 
 impl Pod {
-    async fn run(change: impl FnOnce(&mut cri::PodSandboxConfig)) -> Self {
-        let client = Client::node().await;
-        let logs = tempfile::tempdir().unwrap();
-        client.pull("busybox").await.unwrap();
-        let mut config = pod_config(logs.path());
-        let context = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
-        context.privileged = true;
-        change(&mut config);
-        let id = client.run_pod_as(config).await.unwrap();
-        Self { client, id, _logs: logs }
-    }
-
-    /// A container with this security context that sleeps, or why there is none.
-    async fn sleeper(&self, context: Context) -> Result<String, tonic::Status> {
-        let mut config = container_config("busybox", &["sleep", "1000"]);
-        let linux = config.linux.as_mut().unwrap();
-        let namespaces = context.namespace_options.clone().or(linux.security_context.take().unwrap().namespace_options);
-        linux.security_context = Some(Context { namespace_options: namespaces, ..context });
-        let id = self.client.create_as(&self.id, config).await?;
-        self.client.start(&id).await?;
-        Ok(id)
+    /// One that may hold privileged containers.
+    async fn privileged(change: impl FnOnce(&mut cri::PodSandboxConfig)) -> Self {
+        Self::run(|config| {
+            of_pod(config).privileged = true;
+            change(config);
+        })
+        .await
     }
 
     /// What a shell says in a container; both streams.
@@ -53,10 +30,6 @@ impl Pod {
         let said = self.shell(&id, script).await;
         self.client.remove(&id).await.unwrap();
         said
-    }
-
-    async fn remove(self) {
-        self.client.remove_pod(&self.id).await.unwrap();
     }
 }
 
@@ -81,7 +54,7 @@ fn processes(mode: cri::NamespaceMode, target_id: &str) -> Option<cri::Namespace
 
 #[tokio::test]
 async fn the_process_runs_as_whom_it_was_asked_to_and_the_status_says_so() {
-    let pod = Pod::run(|_| ()).await;
+    let pod = Pod::privileged(|_| ()).await;
     let strict = cri::SupplementalGroupsPolicy::Strict.into();
     let app = || Context { run_as_user: number(1234), ..Context::default() };
     for (context, uid, gid, groups) in [
@@ -114,7 +87,7 @@ async fn the_process_runs_as_whom_it_was_asked_to_and_the_status_says_so() {
 
 #[tokio::test]
 async fn a_container_has_the_capabilities_it_was_given_and_no_others() {
-    let pod = Pod::run(|_| ()).await;
+    let pod = Pod::privileged(|_| ()).await;
     let sets = async |context: Context| {
         let said = pod.once(context, "grep ^Cap /proc/1/status | cut -f2 | tr '\\n' ' '").await;
         let [inheritable, permitted, effective, bounding, ambient] =
@@ -148,7 +121,7 @@ async fn a_container_has_the_capabilities_it_was_given_and_no_others() {
 #[tokio::test]
 async fn each_kind_of_seccomp_profile_filters_what_it_says() {
     use cri::security_profile::ProfileType;
-    let pod = Pod::run(|_| ()).await;
+    let pod = Pod::privileged(|_| ()).await;
     let with = |seccomp| Context { seccomp, ..Context::default() };
     let filtered =
         "grep -w Seccomp: /proc/self/status | cut -f2; hostname x 2>&1; unshare -m true 2>&1; chmod 700 /tmp";
@@ -188,7 +161,7 @@ async fn each_kind_of_seccomp_profile_filters_what_it_says() {
 
 #[tokio::test]
 async fn what_is_hidden_read_only_or_without_new_privileges_is_so() {
-    let pod = Pod::run(|_| ()).await;
+    let pod = Pod::privileged(|_| ()).await;
     let paths = |paths: &[&str]| paths.iter().map(ToString::to_string).collect::<Vec<_>>();
     let context = Context {
         masked_paths: paths(&["/bin/ls", "/etc", "/no/such/path"]),
@@ -215,7 +188,7 @@ async fn what_is_hidden_read_only_or_without_new_privileges_is_so() {
 
 #[tokio::test]
 async fn privileged_is_the_guest_s_and_needs_the_pod_s_leave() {
-    let pod = Pod::run(|_| ()).await;
+    let pod = Pod::privileged(|_| ()).await;
     let script = "mount -t tmpfs none /mnt && echo mounted; ls /dev/vda /dev/vsock; echo 1 > /proc/sys/vm/compact_memory && echo written";
     let said = pod.once(Context { privileged: true, ..Context::default() }, script).await;
     for part in ["mounted", "/dev/vda\n", "/dev/vsock\n", "written"] {
@@ -224,7 +197,7 @@ async fn privileged_is_the_guest_s_and_needs_the_pod_s_leave() {
     let said = pod.once(Context::default(), script).await;
     assert!(!said.contains("mounted") && said.contains("/dev/vda: No such file"), "{said}");
     pod.remove().await;
-    let pod = Pod::run(|config| {
+    let pod = Pod::privileged(|config| {
         config.linux.as_mut().unwrap().security_context.as_mut().unwrap().privileged = false;
     })
     .await;
@@ -237,7 +210,7 @@ async fn privileged_is_the_guest_s_and_needs_the_pod_s_leave() {
 #[tokio::test]
 async fn containers_see_the_processes_they_are_to_see() {
     use cri::NamespaceMode as Mode;
-    let pod = Pod::run(|_| ()).await;
+    let pod = Pod::privileged(|_| ()).await;
     let with = |mode, target: &str| Context { namespace_options: processes(mode, target), ..Context::default() };
     let (ps, first) = ("ps -o pid,args", "tr '\\0' ' ' < /proc/1/cmdline");
     let own = pod.sleeper(with(Mode::Container, "")).await.unwrap();
@@ -274,7 +247,7 @@ async fn containers_see_the_processes_they_are_to_see() {
 
 #[tokio::test]
 async fn the_pod_s_kernel_parameters_are_set_and_an_unknown_one_is_named() {
-    let pod = Pod::run(|config| {
+    let pod = Pod::privileged(|config| {
         let sysctls = &mut config.linux.as_mut().unwrap().sysctls;
         sysctls.insert("kernel.shm_rmid_forced".into(), "1".into());
         sysctls.insert("fs.mqueue.msg_max".into(), "100".into());
