@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nacelle_vmm::config::{MachineConfig, Start};
-use nacelle_vmm::control::{Access, Client, Request, Response};
+use nacelle_vmm::control::{Access, Client, ClientError, Request, Response};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -110,7 +110,10 @@ impl Vm {
         let log = File::create(paths.vmm_log()).map_err(Error::io("create", paths.vmm_log()))?;
         let mut command = Command::new(&config.program);
         command.arg("vmm").arg("--config").arg(paths.vmm_config());
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::from(log)).current_dir("/");
+        // It can be asked before it runs.
+        let control =
+            nacelle_vmm::control::listen(&machine.control).map_err(Error::io("listen on", &machine.control))?;
+        command.stdin(Stdio::from(control)).stdout(Stdio::null()).stderr(Stdio::from(log)).current_dir("/");
         // A process group of its own: an interrupt typed at the daemon's terminal is not
         // for the pods.
         command.process_group(0);
@@ -173,7 +176,13 @@ impl Vm {
         let failed = |reason: String| Error::Boot { id: self.id.clone(), reason, console: self.console() };
         let seen = async {
             let Sign::Line(listener) = sign else {
-                return self.call("start the machine", Request::Status, Vec::new()).await.map(drop);
+                let answer = self.call_within(deadline, "start the machine", Request::Status, Vec::new()).await;
+                if let Err(Error::Vmm { source: ClientError::Refused(_) | ClientError::Answer(_), .. }) | Ok(_) = answer
+                {
+                    return answer.map(drop);
+                }
+                // It has ended, and what is said of its end says more.
+                std::future::pending().await
             };
             match announcement(&listener).await {
                 Ok(line) if line.starts_with("ready ") => {
@@ -249,11 +258,20 @@ impl Vm {
     }
 
     async fn call(&self, action: &'static str, request: Request, files: Vec<File>) -> Result<Response> {
+        self.call_within(self.call_deadline, action, request, files).await
+    }
+
+    async fn call_within(
+        &self,
+        limit: Duration,
+        action: &'static str,
+        request: Request,
+        files: Vec<File>,
+    ) -> Result<Response> {
         let path = self.paths.control();
-        let limit = self.call_deadline;
         let failed = move |source| Error::Vmm { action: action.to_owned(), source };
         tokio::task::spawn_blocking(move || {
-            let mut client = Client::connect(&path, Instant::now() + limit).map_err(failed)?;
+            let mut client = Client::connect(&path, Instant::now()).map_err(failed)?;
             let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
             client.call(&request, &files, limit).map_err(failed)
         })

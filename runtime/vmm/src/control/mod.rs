@@ -13,4 +13,4 @@ pub(crate) mod server;
 
 pub use client::{Client, ClientError};
 pub use message::{Access, Request, Response};
-pub use server::ServerError;
+pub use server::{ServerError, listen};

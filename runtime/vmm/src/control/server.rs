@@ -8,7 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with};
+use rustix::io::fcntl_dupfd_cloexec;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, socket_with, sockopt};
 
 use super::message::{Request, Response};
 use super::packet;
@@ -45,19 +46,37 @@ pub enum Incoming {
     Gone,
 }
 
+/// A socket that listens on `path`, for the owner of this process only.
+///
+/// A VMM whose standard input it is takes it for its control socket. So whoever starts one
+/// connects at once, and waits for the answer instead of for the socket.
+///
+/// # Errors
+/// If `path` exists, is longer than 107 bytes, or its directory cannot be written.
+pub fn listen(path: &Path) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let listener = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    bind(&listener, &SocketAddrUnix::new(path)?)?;
+    // Nobody can connect before `listen`, so nobody can before the mode is set.
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    rustix::net::listen(&listener, BACKLOG)?;
+    Ok(listener)
+}
+
+/// Standard input, if it is a socket of [`listen`]'s.
+fn given() -> Option<OwnedFd> {
+    let stdin = rustix::stdio::stdin();
+    let listens = sockopt::socket_domain(stdin) == Ok(AddressFamily::UNIX)
+        && sockopt::socket_type(stdin) == Ok(SocketType::SEQPACKET)
+        && sockopt::socket_acceptconn(stdin) == Ok(true);
+    listens.then(|| fcntl_dupfd_cloexec(stdin, 3).ok()).flatten()
+}
+
 impl Server {
-    /// Listens on `path`, for the owner of this process only.
+    /// Listens on `path`, if standard input is not a socket that does so already.
     pub fn listen(path: &Path) -> Result<Self, ServerError> {
-        let attempt = || {
-            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let listener = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-            bind(&listener, &SocketAddrUnix::new(path)?)?;
-            // Nobody can connect before `listen`, so nobody can before the mode is set.
-            fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-            listen(&listener, BACKLOG)?;
-            Ok(listener)
-        };
-        let listener = attempt().map_err(|source| ServerError { path: path.to_owned(), source })?;
+        let listener =
+            given().map_or_else(|| listen(path), Ok).map_err(|source| ServerError { path: path.to_owned(), source })?;
         Ok(Self { listener, clients: BTreeMap::new(), next: 0 })
     }
 
