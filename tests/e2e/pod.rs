@@ -8,6 +8,8 @@ use tonic::Code;
 use nacelle_tests::client::{Client, container_config, pod_config};
 use nacelle_tests::host;
 
+use crate::contexts::of_pod;
+
 #[tokio::test]
 async fn version_status_and_configuration_answer() {
     let client = Client::node().await;
@@ -129,8 +131,7 @@ async fn what_a_guest_cannot_give_is_refused_at_once() {
     let client = Client::node().await;
     let logs = tempfile::tempdir().unwrap();
     let mut config = pod_config(logs.path());
-    let security = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
-    security.namespace_options.as_mut().unwrap().network = cri::NamespaceMode::Node.into();
+    of_pod(&mut config).namespace_options.as_mut().unwrap().network = cri::NamespaceMode::Node.into();
     let error = client.run_pod_as(config).await.unwrap_err();
     assert!(error.message().contains("namespace_options.network"), "{}", error.message());
 }

@@ -197,10 +197,7 @@ async fn privileged_is_the_guest_s_and_needs_the_pod_s_leave() {
     let said = pod.once(Context::default(), script).await;
     assert!(!said.contains("mounted") && said.contains("/dev/vda: No such file"), "{said}");
     pod.remove().await;
-    let pod = Pod::privileged(|config| {
-        config.linux.as_mut().unwrap().security_context.as_mut().unwrap().privileged = false;
-    })
-    .await;
+    let pod = Pod::run(|_| ()).await;
     let error = pod.sleeper(Context { privileged: true, ..Context::default() }).await.unwrap_err();
     assert_eq!(error.code(), Code::InvalidArgument, "{error}");
     assert!(error.message().contains("privileged"), "{}", error.message());
@@ -277,7 +274,7 @@ async fn what_a_guest_cannot_give_is_refused_before_there_is_one() {
         (cri::NamespaceOption { ipc: node, ..Default::default() }, "namespace_options.ipc"),
     ] {
         let mut config = pod_config(logs.path());
-        config.linux.as_mut().unwrap().security_context.as_mut().unwrap().namespace_options = Some(options);
+        of_pod(&mut config).namespace_options = Some(options);
         let error = client.run_pod_as(config).await.unwrap_err();
         assert_eq!(error.code(), Code::InvalidArgument, "{error}");
         assert!(error.message().contains(field), "{}", error.message());

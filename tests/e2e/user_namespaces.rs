@@ -16,6 +16,8 @@ use nacelle_tests::streaming::Spdy;
 use tempfile::TempDir;
 use tonic::Code;
 
+use crate::contexts::of_pod;
+
 /// The pod's first id in its guest, and how many it has.
 const FIRST: u32 = 100_000;
 const LENGTH: u32 = 65_536;
@@ -37,8 +39,7 @@ fn user_namespace(uids: Vec<cri::IdMapping>, gids: Vec<cri::IdMapping>) -> Optio
 }
 
 fn pod_options(config: &mut cri::PodSandboxConfig) -> &mut cri::NamespaceOption {
-    let context = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
-    context.namespace_options.as_mut().unwrap()
+    of_pod(config).namespace_options.as_mut().unwrap()
 }
 
 fn context(config: &mut cri::ContainerConfig) -> &mut cri::LinuxContainerSecurityContext {
@@ -139,7 +140,7 @@ async fn root_of_the_pod_owns_its_files_and_nothing_of_its_guest() {
     client.remove_pod(&plain).await.unwrap();
     client.remove_pod(&pod).await.unwrap();
     let mut config = mapped_pod(logs.path());
-    config.linux.as_mut().unwrap().security_context.as_mut().unwrap().privileged = true;
+    of_pod(&mut config).privileged = true;
     let pod = client.run_pod_as(config).await.unwrap();
     let id = start(&client, &pod, privileged).await;
     client

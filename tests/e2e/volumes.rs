@@ -15,6 +15,8 @@ use nacelle_tests::host;
 use tempfile::TempDir;
 use tonic::Code;
 
+use crate::contexts::of_pod;
+
 /// A pod that may hold privileged containers, with busybox pulled.
 async fn pod() -> (Client, String, TempDir) {
     let client = Client::node().await;
@@ -26,7 +28,7 @@ async fn pod() -> (Client, String, TempDir) {
 async fn pod_of(client: &Client) -> (String, TempDir) {
     let logs = tempfile::tempdir().unwrap();
     let mut config = pod_config(logs.path());
-    config.linux.as_mut().unwrap().security_context.as_mut().unwrap().privileged = true;
+    of_pod(&mut config).privileged = true;
     (client.run_pod_as(config).await.unwrap(), logs)
 }
 
