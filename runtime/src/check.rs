@@ -136,13 +136,32 @@ fn mkfs() -> Result<String, String> {
 }
 
 fn cgroup() -> Result<String, String> {
-    if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
-        Ok("/sys/fs/cgroup".into())
-    } else {
-        Err("no cgroup v2 at /sys/fs/cgroup: pods run without limits from outside; boot with \
+    if !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        return Err("no cgroup v2 at /sys/fs/cgroup: pods run without limits from outside; boot with \
              systemd.unified_cgroup_hierarchy=1"
-            .into())
+            .into());
     }
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    if slow_to_change(&mounts, rustix::system::uname().release().to_str().unwrap_or_default()) {
+        return Err(
+            "/sys/fs/cgroup is mounted for few changes: each start of a pod waits some 10 ms until it may make \
+             one: run mount -o remount,favordynmods /sys/fs/cgroup"
+                .into(),
+        );
+    }
+    Ok("/sys/fs/cgroup".into())
+}
+
+/// Whether moving a process to another group waits for all of the host's processors. A kernel
+/// before 6.0 never does, a later one does unless the hierarchy is mounted with `favordynmods`.
+fn slow_to_change(mounts: &str, release: &str) -> bool {
+    let favoured = mounts.lines().any(|line| {
+        let mut words = line.split(' ').skip(1);
+        let hierarchy = words.next() == Some("/sys/fs/cgroup") && words.next() == Some("cgroup2");
+        hierarchy && words.next().is_some_and(|options| options.split(',').any(|option| option == "favordynmods"))
+    });
+    let major = release.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    !favoured && major.is_some_and(|major| major >= 6)
 }
 
 fn network(config: &Config) -> Result<String, String> {
@@ -161,6 +180,15 @@ mod tests {
         assert_eq!(classify("flags\t\t: fpu vmx sse"), Virtualisation::Hardware("Intel VT-x"));
         assert_eq!(classify("flags\t\t: fpu svm"), Virtualisation::Hardware("AMD-V"));
         assert_eq!(classify("flags\t\t: fpu vmxoff svm_lock\nvmx flags : ept"), Virtualisation::Software);
+    }
+
+    #[test]
+    fn a_hierarchy_for_few_changes_is_seen() {
+        let plain = "sysfs /sys sysfs rw 0 0\ncgroup2 /sys/fs/cgroup cgroup2 rw,nosuid,nsdelegate 0 0\n";
+        let favoured = "cgroup2 /sys/fs/cgroup cgroup2 rw,nosuid,favordynmods 0 0\n";
+        assert!(slow_to_change(plain, "6.1.0-57-amd64"));
+        assert!(!slow_to_change(plain, "5.10.0-30-amd64"));
+        assert!(!slow_to_change(favoured, "6.1.0-57-amd64"));
     }
 
     #[test]
