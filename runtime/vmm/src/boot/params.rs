@@ -9,22 +9,20 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, GuestMemoryError, Gue
 
 use crate::layout;
 
-/// What the guest has no business looking for: there is no keyboard controller but for
-/// its reset line, no second serial port, no second PCI bus, no BIOS, nothing behind a
-/// bounce buffer.
+/// What the guest has no business looking for: there is no second PCI bus, no BIOS, nothing
+/// behind a bounce buffer. Each word is compared with the names of all parameters at each of
+/// the eight stages of the kernel's start, so none is here without need.
 ///
 /// * `reboot=k panic=-1`: a panic ends the machine at once, see [`crate::exit`].
 /// * `pci=conf1`: configuration mechanism #1 without checking for it; `lastbus=0`: no
 ///   search for further buses.
-/// * `8250.nr_uarts=1`: do not probe for three more ports.
 /// * `rcupdate.rcu_expedited=1`: a guest this small loses nothing by short grace
 ///   periods, and mounts, namespaces and hot-plug wait for them.
 /// * `noreplace-smp`: on one processor, do not rewrite the eight thousand lock prefixes of
 ///   the kernel's text. It takes longer than they ever would.
 /// * `dummy.numdummies=0`: a pod has the interfaces that it was given, and no other.
-const COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=-1 pci=conf1,lastbus=0 8250.nr_uarts=1 \
-     i8042.noaux i8042.nokbd swiotlb=noforce rcupdate.rcu_expedited=1 noreplace-smp \
-     dummy.numdummies=0";
+const COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=-1 pci=conf1,lastbus=0 swiotlb=noforce \
+     rcupdate.rcu_expedited=1 noreplace-smp dummy.numdummies=0";
 
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
