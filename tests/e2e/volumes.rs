@@ -423,7 +423,13 @@ async fn an_image_is_mounted_as_a_volume() {
     let id = run(&client, &pod, vec![of_image("", "/whole"), of_image("bin", "/part")]).await;
     shell(&client, &id, "test -x /whole/bin/busybox && test -x /part/busybox").await;
     assert!(refused(&client, &id, "touch /whole/new").await.contains("Read-only"));
+    let status = client.status(&id).await.unwrap();
+    let shown: Vec<_> = status.mounts.into_iter().map(|mount| mount.image.unwrap().image_ref).collect();
+    assert_eq!(shown, [status.image_ref.clone(), status.image_ref], "the container's own image");
     client.remove(&id).await.unwrap();
+    let written = cri::Mount { readonly: false, ..of_image("", "/x") };
+    let error = client.create_as(&pod, config(vec![written])).await.unwrap_err();
+    assert!(error.message().starts_with("config.mounts[0].readonly: "), "{error}");
     let error = client.create_as(&pod, config(vec![of_image("no/such", "/part")])).await.unwrap_err();
     assert!(error.message().contains("no/such"), "{error}");
     let missing = cri::Mount {

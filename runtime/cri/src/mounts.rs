@@ -48,6 +48,9 @@ fn mount(index: usize, mount: cri::Mount) -> Result<Mount, Status> {
     if matches!(source, MountSource::Host(_)) && !mount.image_sub_path.is_empty() {
         return Err(invalid(&field("image_sub_path"), "is set without an image"));
     }
+    if matches!(source, MountSource::Image { .. }) && !mount.readonly {
+        return Err(invalid(&field("readonly"), "is not set, but an image cannot be written to: set it"));
+    }
     let propagation = match cri::MountPropagation::try_from(mount.propagation) {
         Ok(cri::MountPropagation::PropagationPrivate) => Propagation::Private,
         Ok(cri::MountPropagation::PropagationHostToContainer) => Propagation::HostToContainer,
@@ -165,8 +168,9 @@ pub fn back(mounts: &[Mount]) -> Vec<cri::Mount> {
     let mount = |mount: &Mount| {
         let (host_path, image, image_sub_path) = match &mount.source {
             MountSource::Host(path) => (text(path), None, String::new()),
-            MountSource::Image { reference, sub_path, .. } => {
-                let image = cri::ImageSpec { image: reference.clone(), ..cri::ImageSpec::default() };
+            MountSource::Image { reference, id, sub_path } => {
+                let image =
+                    cri::ImageSpec { image: reference.clone(), image_ref: id.clone(), ..cri::ImageSpec::default() };
                 (String::new(), Some(image), sub_path.clone())
             }
         };
@@ -220,6 +224,7 @@ mod tests {
             ("image_sub_path", |m| {
                 (m.host_path, m.image, m.image_sub_path) = (String::new(), image("b"), "a/../..".into());
             }),
+            ("readonly", |m| (m.host_path, m.image) = (String::new(), image("busybox"))),
             ("propagation", |m| m.propagation = 7),
             ("propagation", |m| m.propagation = cri::MountPropagation::PropagationBidirectional.into()),
             ("recursive_read_only", |m| m.recursive_read_only = true),
