@@ -6,6 +6,7 @@
 use std::ffi::CStr;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
+use std::net::{Ipv4Addr, UdpSocket};
 use std::path::Path;
 
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move, mount_remount};
@@ -126,7 +127,7 @@ fn prepare_cgroups() -> Result<()> {
 /// Brings up the loopback interface of the calling thread's network namespace.
 pub fn bring_up_loopback() -> io::Result<()> {
     use std::os::fd::AsRawFd;
-    let socket = std::net::UdpSocket::bind(("0.0.0.0", 0))?;
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     // SAFETY: an interface request of zeros is a valid one, of no name and no flags.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (target, byte) in request.ifr_name.iter_mut().zip(b"lo") {
