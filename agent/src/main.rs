@@ -18,6 +18,7 @@ mod helper;
 mod hugepages;
 mod ids;
 mod init;
+mod json;
 mod log;
 mod namespaces;
 mod network;

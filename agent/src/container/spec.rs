@@ -8,6 +8,7 @@ use libcontainer::oci_spec::runtime::{
 };
 
 use crate::error::{Error, Result};
+use crate::json;
 use crate::users::{Databases, Identity};
 
 /// Where commands are searched if nobody says otherwise.
@@ -37,7 +38,7 @@ pub struct Completion<'a> {
 /// Reads the host's specification and checks what the agent relies on.
 pub fn parse(json: &[u8]) -> Result<Spec> {
     let invalid = |reason: String| Error::invalid("spec_json", reason);
-    let spec: Spec = serde_json::from_slice(json).map_err(|error| invalid(error.to_string()))?;
+    let spec: Spec = json::read(json).map_err(|error| invalid(error.to_string()))?;
     if spec.hooks().is_some() {
         return Err(invalid("hooks cannot run in the guest".into()));
     }

@@ -15,6 +15,8 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::json;
+
 /// Most descriptors beside one message.
 const FD_LIMIT: usize = 4;
 /// Longest message, in bytes.
@@ -115,7 +117,7 @@ pub struct ExecFailure {
 
 /// Loads a system call filter.
 pub fn read_filter(path: &std::path::Path) -> io::Result<LinuxSeccomp> {
-    Ok(serde_json::from_slice(&std::fs::read(path)?)?)
+    json::read_file(std::fs::File::open(path)?)
 }
 
 /// Sends one message.
