@@ -18,7 +18,7 @@ mod user;
 
 use std::io;
 
-use self::user::Mapper;
+use self::user::Namespace;
 use crate::config::MachineConfig;
 
 /// The process cannot be jailed.
@@ -42,8 +42,8 @@ fn failed<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Jail
 /// If the process lacks the privileges, the kernel the calls, or the host what `config` names. It is in no state to go on
 /// then.
 pub fn enter(config: &MachineConfig) -> Result<(), JailError> {
-    let mapper = Mapper::start()?;
+    let users = Namespace::new()?;
     root::enter(config)?;
-    mapper.enter()?;
+    users.enter()?;
     capabilities::drop_all_but_needed()
 }

@@ -5,70 +5,65 @@
 //! for the files of users that the namespace knows, and for nothing else of the host.
 
 use std::fmt::Write as _;
-use std::fs;
-use std::io::{self, Read as _, Write as _};
+use std::fs::{self, File};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd as _;
+use std::ptr;
 
 use rustix::process::{Pid, WaitOptions, waitpid};
-use rustix::thread::UnshareFlags;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::{JailError, failed};
 
 /// The files of a process that say whom its namespace knows.
 const MAPS: [&str; 2] = ["uid_map", "gid_map"];
 
-/// A process that stays behind, for only from outside can more than one user be mapped.
-pub struct Mapper {
-    process: Pid,
-    ready: io::PipeWriter,
+/// A namespace that this process is not in yet.
+pub struct Namespace(File);
+
+impl Namespace {
+    /// Makes it. To be called where /proc is the host's.
+    ///
+    /// More than one user can be mapped from outside only. So what is born in it first is another process, which ends
+    /// at once: its namespace is there until it has been waited for.
+    pub fn new() -> Result<Self, JailError> {
+        let first = first_process().map_err(failed("make a user namespace (see sysctl user.max_user_namespaces)"))?;
+        let id = first.as_raw_nonzero();
+        let namespace = map(id.get()).map_err(failed("map its users")).and_then(|()| {
+            File::open(format!("/proc/{id}/ns/user")).map_err(failed("take hold of its user namespace"))
+        });
+        // A process that ends without a signal is waited for by this flag only.
+        let any = WaitOptions::from_bits_retain(libc::__WALL.cast_unsigned());
+        rustix::io::retry_on_intr(|| waitpid(Some(first), any)).map_err(failed("wait for a process that has ended"))?;
+        namespace.map(Self)
+    }
+
+    /// Moves the calling process, which must have one thread only, into it.
+    pub fn enter(self) -> Result<(), JailError> {
+        move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::User))
+            .map_err(failed("enter its user namespace"))
+    }
 }
 
-impl Mapper {
-    /// Starts it. To be called where /proc is the host's, while the process has one thread.
-    pub fn start() -> Result<Self, JailError> {
-        let (mut waits, ready) = io::pipe().map_err(failed("make a pipe"))?;
-        let caller = std::process::id();
-        // SAFETY: there is one thread, so nothing that it might need is held by another's.
-        match unsafe { libc::fork() } {
-            0 => {
-                drop(ready);
-                // Nothing comes from a caller that has failed.
-                let mapped = waits.read_exact(&mut [0]).and_then(|()| map(caller));
-                let status = mapped.map_or_else(|error| error.raw_os_error().unwrap_or(libc::EIO), |()| 0);
-                // SAFETY: ends the process, and does nothing of what the caller has yet to do at its end.
-                unsafe { libc::_exit(status) }
-            }
-            id => {
-                let process = Pid::from_raw(id).filter(|_| id > 0);
-                let process = process.ok_or_else(io::Error::last_os_error).map_err(failed("start a process"))?;
-                Ok(Self { process, ready })
-            }
-        }
-    }
+extern "C" fn end(_: *mut libc::c_void) -> libc::c_int {
+    0
+}
 
-    /// Moves the calling process into a namespace of its own.
-    pub fn enter(mut self) -> Result<(), JailError> {
-        let result = self.leave();
-        drop(self.ready);
-        let ended = rustix::io::retry_on_intr(|| waitpid(Some(self.process), WaitOptions::empty()));
-        result?;
-        let ended = ended.map_err(failed("wait for its users to be mapped"))?;
-        match ended.and_then(|(_, status)| status.exit_status()) {
-            Some(0) => Ok(()),
-            Some(error) => Err(failed("map its users")(io::Error::from_raw_os_error(error))),
-            None => Err(failed("map its users")(io::Error::other("what was to do it was killed"))),
-        }
-    }
-
-    fn leave(&mut self) -> Result<(), JailError> {
-        // SAFETY: nothing but the credentials is unshared, of a process that has one thread.
-        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER) }
-            .map_err(failed("have a user namespace of its own (see sysctl user.max_user_namespaces)"))?;
-        self.ready.write_all(&[0]).map_err(failed("have its users mapped"))
-    }
+/// Makes a process in a new user namespace, and lets it end. No signal tells of it, so that it can be waited for even
+/// where the parent of this process has left SIGCHLD ignored.
+fn first_process() -> io::Result<Pid> {
+    let mut stack = MaybeUninit::<[u128; 256]>::uninit();
+    // In this one's memory, which meanwhile stands still: to copy that takes longer than all the rest.
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_NEWUSER;
+    // SAFETY: the new process does nothing but return, on a stack of its own that nobody else uses until it has ended,
+    // which the calling thread waits for. The end of an array of such numbers is aligned as a stack must be.
+    let id = unsafe { libc::clone(end, stack.as_mut_ptr().add(1).cast(), flags, ptr::null_mut()) };
+    Pid::from_raw(id).filter(|_| id > 0).ok_or_else(io::Error::last_os_error)
 }
 
 /// Maps everybody whom this process's namespace knows to themselves in that of process `id`.
-fn map(id: u32) -> io::Result<()> {
+fn map(id: i32) -> io::Result<()> {
     for name in MAPS {
         let known = fs::read_to_string(format!("/proc/self/{name}"))?;
         let mut same = String::new();
@@ -82,4 +77,43 @@ fn map(id: u32) -> io::Result<()> {
         fs::write(format!("/proc/{id}/{name}"), same)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::CommandExt as _;
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn everybody_is_who_they_were_in_a_namespace_of_its_own() {
+        let read = |script: &str, namespace: Option<Namespace>| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]);
+            if let Some(namespace) = namespace {
+                let fd = namespace.0;
+                // SAFETY: nothing but a system call, in a process that has one thread.
+                unsafe {
+                    command.pre_exec(move || Ok(move_into_link_name_space(fd.as_fd(), Some(LinkNameSpaceType::User))?))
+                };
+            }
+            let output = command.output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let namespace = || Some(Namespace::new().unwrap());
+        let maps = "cat /proc/self/uid_map /proc/self/gid_map";
+        let whom = |text: String| text.split_whitespace().map(String::from).collect::<Vec<_>>();
+        let (outside, inside) = (whom(read(maps, None)), whom(read(maps, namespace())));
+        for (outside, inside) in outside.chunks(3).zip(inside.chunks(3)) {
+            assert_eq!([&outside[0], &outside[0], &outside[2]], [&inside[0], &inside[1], &inside[2]]);
+        }
+        assert_eq!(outside.len(), inside.len());
+        let name = "readlink /proc/self/ns/user";
+        assert_ne!(read(name, None), read(name, namespace()));
+        // Nothing is left to be waited for.
+        let left = waitpid(None, WaitOptions::NOHANG | WaitOptions::from_bits_retain(libc::__WCLONE.cast_unsigned()));
+        assert_eq!(left.unwrap_err(), rustix::io::Errno::CHILD);
+    }
 }
