@@ -12,6 +12,7 @@ use crate::report::Report;
 
 /// Kibibytes in a mebibyte.
 const MEBI: f64 = 1024.0;
+const HUGE_PAGE: u64 = 2 << 20;
 
 /// What a process has, in MiB.
 struct Usage {
@@ -47,11 +48,13 @@ pub fn run(setting: &Setting) -> Result<Vec<Report>> {
 }
 
 /// Reads /proc/PID/smaps. The guest's memory is in the mappings that are named so, or comes from what a guest was
-/// saved in; where there are none, it is the largest mapping.
+/// saved in; where there are none, it is the largest mapping and those beside it that are whole huge
+/// pages: one mapping has as many entries as there are kinds of advice for parts of it.
 fn usage(process: &Child) -> Result<Usage> {
     #[derive(Default)]
     struct Mapping {
-        size: f64,
+        start: u64,
+        end: u64,
         private: f64,
         written: f64,
         share: f64,
@@ -66,11 +69,14 @@ fn usage(process: &Child) -> Result<Usage> {
         let value = value.parse::<f64>().unwrap_or(0.0) / MEBI;
         if !key.ends_with(':') {
             let named = line.ends_with("[anon:nacelle-guest]") || line.ends_with("/memory");
-            mappings.push(Mapping { named, ..Mapping::default() });
+            let range = key.split_once('-').and_then(|(start, end)| {
+                Some((u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?))
+            });
+            let (start, end) = range.with_context(|| format!("a range of addresses in {path}: {line:?}"))?;
+            mappings.push(Mapping { named, start, end, ..Mapping::default() });
         }
         let Some(last) = mappings.last_mut() else { continue };
         match key {
-            "Size:" => last.size = value,
             "Private_Clean:" | "Private_Dirty:" | "Private_Hugetlb:" => last.private += value,
             "Anonymous:" => last.written += value,
             "Pss:" => last.share += value,
@@ -78,8 +84,19 @@ fn usage(process: &Child) -> Result<Usage> {
         }
     }
     if !mappings.iter().any(|mapping| mapping.named) {
-        let largest = mappings.iter_mut().max_by(|a, b| a.size.total_cmp(&b.size));
-        largest.context("a mapping")?.named = true;
+        let largest = (0..mappings.len()).max_by_key(|index| mappings[*index].end - mappings[*index].start);
+        let largest = largest.context("a mapping")?;
+        // Huge pages begin at both ends of each part.
+        let part = |mapping: &Mapping| (mapping.start | mapping.end).is_multiple_of(HUGE_PAGE);
+        let mut first = largest;
+        while first > 0 && mappings[first - 1].end == mappings[first].start && part(&mappings[first - 1]) {
+            first -= 1;
+        }
+        let mut last = largest;
+        while last + 1 < mappings.len() && mappings[last].end == mappings[last + 1].start && part(&mappings[last + 1]) {
+            last += 1;
+        }
+        mappings[first..=last].iter_mut().for_each(|mapping| mapping.named = true);
     }
     let (guest, own): (Vec<_>, Vec<_>) = mappings.into_iter().partition(|mapping| mapping.named);
     let sum = |mappings: &[Mapping], figure: fn(&Mapping) -> f64| mappings.iter().map(figure).sum::<f64>();

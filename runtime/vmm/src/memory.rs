@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io::{self, Seek};
 use std::ops::Range;
+use std::ptr::NonNull;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
@@ -148,6 +149,16 @@ pub fn load(memory: &GuestMemoryMmap, address: u64, mut file: &File, offset: u64
     let mut target = memory.get_slice(GuestAddress(address), size).map_err(io::Error::other)?;
     file.seek(io::SeekFrom::Start(offset))?;
     file.read_exact_volatile(&mut target).map_err(io::Error::other)
+}
+
+/// Has the huge page that begins at `address` filled by small pages, for a guest that touches only a few of them. Nothing
+/// happens where the guest has no whole huge page.
+pub fn advise_small_pages(memory: &GuestMemoryMmap, address: u64) {
+    if let Ok(slice) = memory.get_slice(GuestAddress(address), HUGE_PAGE)
+        && let Some(place) = NonNull::new(slice.ptr_guard_mut().as_ptr())
+    {
+        sys::advise_small_pages(place);
+    }
 }
 
 /// End of the memory below the PCI window.

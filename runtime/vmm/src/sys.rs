@@ -50,9 +50,6 @@ impl Backing<'_> {
 /// Maps `size` bytes of memory for a guest, aligned for huge pages and left out of core
 /// dumps. It is never unmapped: it ends with the process. Of a file, which must have that size,
 /// only `parts`, in whole pages, are mapped; the rest is zero, and nobody else's.
-///
-/// The first 2 MiB do not get a huge page: a guest without firmware touches a dozen
-/// pages there, and zeroing the rest would cost more than their faults.
 pub fn map_guest_memory(size: usize, backing: Backing<'_>, parts: &[Range<usize>]) -> io::Result<NonNull<u8>> {
     if parts.iter().any(|part| part.start > part.end || part.end > size) {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -97,9 +94,20 @@ pub fn map_guest_memory(size: usize, backing: Backing<'_>, parts: &[Range<usize>
             }
         }
         libc::madvise(aligned, size, libc::MADV_DONTDUMP);
-        libc::madvise(aligned, size.min(HUGE_PAGE), libc::MADV_NOHUGEPAGE);
         NonNull::new(aligned.cast()).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
     }
+}
+
+/// Has the huge page of guest memory at `place` filled by small pages instead. It is advice: that it cannot be followed
+/// is no error.
+///
+/// # Panics
+///
+/// When `place` is not aligned for a huge page.
+pub fn advise_small_pages(place: NonNull<u8>) {
+    assert!(place.addr().get().is_multiple_of(HUGE_PAGE), "a huge page begins there");
+    // SAFETY: the advice changes no content of any mapping, whosever it is.
+    unsafe { libc::madvise(place.as_ptr().cast(), HUGE_PAGE, libc::MADV_NOHUGEPAGE) };
 }
 
 /// A file's first bytes, mapped shared and writable.

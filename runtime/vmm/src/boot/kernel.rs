@@ -1,6 +1,7 @@
 //! Loads an uncompressed x86-64 Linux kernel (ELF `vmlinux`) into guest memory, segment
 //! by segment, straight from the file.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -9,8 +10,12 @@ use std::path::Path;
 use linux_loader::elf;
 use vm_memory::GuestMemoryMmap;
 
+use crate::sys;
 use crate::{layout, memory};
 
+const HUGE_PAGE: u64 = sys::HUGE_PAGE as u64;
+/// At most so many bytes of a huge page are worth small pages.
+const SPARSE: u64 = 64 << 10;
 const HEADER_SIZE: usize = 64;
 const PROGRAM_HEADER_SIZE: usize = 56;
 /// A kernel has four or five; a file that claims more than this is no kernel.
@@ -89,10 +94,29 @@ pub fn load(memory: &GuestMemoryMmap, path: &Path) -> Result<Kernel, KernelError
     if !segments.iter().any(|segment| segment.holds(entry)) {
         return Err(format(&format!("its entry point {entry:#x} lies in no segment")));
     }
+    for address in sparse(&segments) {
+        memory::advise_small_pages(memory, address);
+    }
     for segment in segments {
         memory::load(memory, segment.address, &file, segment.offset, segment.file_size).map_err(KernelError::Copy)?;
     }
     Ok(Kernel { entry, end })
+}
+
+/// The huge pages of which the file fills next to nothing. To clear one takes a host as long as a hundred faults.
+fn sparse(segments: &[Segment]) -> Vec<u64> {
+    let mut filled = BTreeMap::<u64, u64>::new();
+    for segment in segments {
+        let end = segment.address.saturating_add(segment.file_size);
+        let mut address = segment.address;
+        while address < end {
+            let page = address - address % HUGE_PAGE;
+            let next = page.saturating_add(HUGE_PAGE).min(end);
+            *filled.entry(page).or_default() += next - address;
+            address = next;
+        }
+    }
+    filled.into_iter().filter(|(_, bytes)| *bytes <= SPARSE).map(|(page, _)| page).collect()
 }
 
 fn format(reason: &str) -> KernelError {
@@ -215,6 +239,20 @@ pub(crate) mod tests {
         let kernel = load_bytes(&elf_with(b"code"), &memory).unwrap();
         assert_eq!(kernel, Kernel { entry: LOAD, end: LOAD + 4 + 0x1000 });
         assert_eq!(memory.read_obj::<[u8; 5]>(GuestAddress(LOAD)).unwrap(), *b"code\0");
+    }
+
+    #[test]
+    fn huge_pages_with_next_to_nothing_are_found() {
+        let segment = |address, file_size| Segment { offset: 0, file_size, address, memory_size: 0x100_0000 };
+        let kernel = [
+            segment(0x100_0000, 0x70_3000),
+            segment(0x180_0000, 0x2000),
+            segment(0x190_4000, 0x1000),
+            segment(0x1a0_0000, SPARSE + 1),
+        ];
+        assert_eq!(sparse(&kernel), [0x180_0000]);
+        assert_eq!(sparse(&[segment(0x11f_f000, 0x2000)]), [0x100_0000, 0x120_0000]);
+        assert_eq!(sparse(&[segment(0x120_0000, 0)]), [0; 0]);
     }
 
     #[test]
