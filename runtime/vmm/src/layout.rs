@@ -7,7 +7,7 @@
 //! 0x0000_9000  page tables: identity map of the first GiB
 //! 0x0002_0000  kernel command line, then setup_data
 //! 0x0009_f000  MP configuration table; its floating pointer at 0x9fc00
-//! 0x0010_0000  kernel (where its program headers say); initramfs at the end of low memory
+//! 0x0010_0000  kernel (where its program headers say); behind it the initramfs
 //! 0xc000_0000  PCI memory window, to 0xfec0_0000
 //! 0xfee0_0000  local APICs
 //! 0x1_0000_0000  memory beyond 3 GiB

@@ -80,6 +80,8 @@ const ARCHIVES: [&[u8]; 8] = [
     &[0x5d, 0, 0],
 ];
 
+const PAGE: u64 = 4096;
+
 /// Prepares a guest's memory and returns the kernel's 64-bit entry point.
 pub fn prepare(memory: &GuestMemoryMmap, config: &MachineConfig) -> Result<u64, BootError> {
     let kernel = kernel::load(memory, &config.kernel)
@@ -91,18 +93,18 @@ pub fn prepare(memory: &GuestMemoryMmap, config: &MachineConfig) -> Result<u64, 
     Ok(kernel.entry)
 }
 
-/// Reads the initramfs to the end of low memory; returns its address and size.
+/// Reads the initramfs to the pages behind the kernel, which share their huge page with its end; returns its address and
+/// size.
 fn load_initramfs(memory: &GuestMemoryMmap, path: &Path, kernel_end: u64) -> Result<(u64, u64), InitramfsError> {
     let file = File::open(path)?;
     let size = file.metadata()?.len();
     if size == 0 {
         return Err(InitramfsError::Empty);
     }
-    let address = memory::low_end(memory)
-        .checked_sub(size)
-        .map(|address| address & !0xfff)
-        .filter(|address| *address >= kernel_end.max(layout::HIGH_MEMORY))
-        .ok_or(InitramfsError::TooLarge { size })?;
+    let address = kernel_end.max(layout::HIGH_MEMORY).next_multiple_of(PAGE);
+    if address.checked_add(size).is_none_or(|end| end > memory::low_end(memory)) {
+        return Err(InitramfsError::TooLarge { size });
+    }
     let mut start = Vec::new();
     (&file).take(6).read_to_end(&mut start)?;
     if !ARCHIVES.iter().any(|magic| start.starts_with(magic)) {
@@ -129,9 +131,11 @@ mod tests {
     }
 
     #[test]
-    fn initramfs_lies_page_aligned_at_the_end_of_memory() {
-        let (address, size) = loaded(&[b"070701".as_slice(), &[7; 5000]].concat(), 2 << 20).unwrap();
-        assert_eq!((address, size), ((32 << 20) - 0x2000, 5006));
+    fn initramfs_lies_page_aligned_behind_the_kernel() {
+        let archive = [b"070701".as_slice(), &[7; 5000]].concat();
+        assert_eq!(loaded(&archive, (2 << 20) + 1).unwrap(), ((2 << 20) + PAGE, 5006));
+        assert_eq!(loaded(&archive, (32 << 20) - 2 * PAGE).unwrap(), ((32 << 20) - 2 * PAGE, 5006));
+        assert!(matches!(loaded(&archive, (32 << 20) - 2 * PAGE + 1), Err(InitramfsError::TooLarge { size: 5006 })));
     }
 
     #[test]
