@@ -197,7 +197,8 @@ fn nacelle(setting: &Setting, directory: &TempDir, share: Option<&Path>, process
         let request = Request::AddVolume { name: SHARE.into(), access: Access::Write };
         call(request, &[File::open(share.join(SHARE))?]).context("give the guest its volume")?;
     }
-    call(Request::AddNet { mac: MAC, mtu: 1500 }, &[tap()?]).context("give the guest its interface")?;
+    call(Request::AddNet { mac: MAC, mtu: 1500, owner: String::new() }, &[tap()?])
+        .context("give the guest its interface")?;
     Ok(())
 }
 

@@ -213,7 +213,7 @@ impl Vm {
 
     /// Puts a disk on the guest's bus and returns its slot.
     pub async fn add_disk(&self, read_only: bool, files: Vec<File>) -> Result<u8> {
-        match self.call("add a disk", Request::AddDisk { read_only }, files).await? {
+        match self.call("add a disk", Request::AddDisk { read_only, owner: String::new() }, files).await? {
             Response::Device { slot } => Ok(slot),
             other => Err(Error::Internal(format!("the VMM answered {other:?} to add a disk"))),
         }
@@ -221,7 +221,10 @@ impl Vm {
 
     /// Puts a network interface on the guest's bus and returns its slot.
     pub async fn add_net(&self, mac: [u8; 6], mtu: u16, tap: File) -> Result<u8> {
-        match self.call("add a network interface", Request::AddNet { mac, mtu }, vec![tap]).await? {
+        match self
+            .call("add a network interface", Request::AddNet { mac, mtu, owner: String::new() }, vec![tap])
+            .await?
+        {
             Response::Device { slot } => Ok(slot),
             other => Err(Error::Internal(format!("the VMM answered {other:?} to add a network interface"))),
         }
@@ -254,7 +257,7 @@ impl Vm {
 
     /// Takes a device off the guest's bus.
     pub async fn remove_device(&self, slot: u8) -> Result<()> {
-        self.call("remove a device", Request::RemoveDevice { slot }, Vec::new()).await.map(drop)
+        self.call("remove a device", Request::RemoveDevice { slot, owner: String::new() }, Vec::new()).await.map(drop)
     }
 
     async fn call(&self, action: &'static str, request: Request, files: Vec<File>) -> Result<Response> {

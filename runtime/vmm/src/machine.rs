@@ -1,9 +1,11 @@
 //! The machine as a whole: built from its configuration, served until it ends.
 
+mod devices;
 mod origin;
+mod requests;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -22,20 +24,18 @@ use crate::console::{ConsoleError, Ring};
 use crate::control::server::{Incoming, Server, ServerError};
 use crate::control::{Request, Response};
 use crate::cpu::{self, CpuError, End, Running, Vcpu};
-use crate::devices::virtio::block::{Block, Disk};
-use crate::devices::virtio::device::{DeviceError, VirtioDevice};
-use crate::devices::virtio::fs::{Access, Fs, Volumes};
-use crate::devices::virtio::net::{Net, Tap};
-use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::device::DeviceError;
+use crate::devices::virtio::fs::Volumes;
 use crate::devices::virtio::vsock::VsockError;
 use crate::event_loop::{EventLoop, Mode, Source, Token};
 use crate::exit::Exit;
 use crate::interrupts::Routes;
 use crate::jail::{self, JailError};
 use crate::memory::{self, MemoryError};
-use crate::pci::{BusError, PciBus, VirtioPci};
+use crate::pci::{BusError, PciBus};
 use crate::saved::SavedError;
 use crate::{chain, layout, report, sys};
+use devices::Attached;
 use origin::{Origin, Template};
 
 const MEMORY_MIB: std::ops::RangeInclusive<u64> = 32..=1_048_576;
@@ -173,10 +173,9 @@ struct Machine {
     memory: GuestMemoryMmap,
     pci: Arc<PciBus>,
     events: EventLoop,
-    /// What the event loop watches for each device.
-    watched: BTreeMap<u8, Watched>,
-    has_random_source: bool,
-    /// The device of volumes and what it shows, once there is one.
+    /// The devices on the bus, by slot.
+    devices: BTreeMap<u8, Attached>,
+    /// What the device of volumes shows, while there is one.
     volumes: Option<(u8, Arc<Volumes>)>,
     /// What it takes to save it.
     template: Option<Template>,
@@ -188,12 +187,6 @@ struct Machine {
     exit_event: Arc<EventFd>,
     _signals: OwnedFd,
     _sockets: Vec<Removed>,
-}
-
-#[derive(Default)]
-struct Watched {
-    queues: Vec<Token>,
-    poll: Option<Token>,
 }
 
 /// Opens KVM and makes an empty virtual machine with interrupt controllers.
@@ -281,8 +274,7 @@ impl Machine {
             memory,
             pci,
             events,
-            watched: BTreeMap::new(),
-            has_random_source: false,
+            devices: BTreeMap::new(),
             volumes: None,
             template: Template::of(config, &kvm)?,
             saving: None,
@@ -293,60 +285,9 @@ impl Machine {
             _signals: signals,
             _sockets: sockets,
         };
-        let slot = machine.add_device(Box::new(vsock))?;
+        let slot = machine.add_device(Box::new(vsock), String::new())?;
         origin.restore_vsock(&machine.pci, slot)?;
         Ok((machine, vcpus, bus))
-    }
-
-    /// Puts a device on the bus and watches what it needs watched. Returns its slot.
-    fn add_device(&mut self, device: Box<dyn VirtioDevice>) -> Result<u8, Error> {
-        let function = self.pci.add(device, &self.memory)?;
-        let slot = function.slot();
-        self.watched.insert(slot, Watched::default());
-        let watched = self.watch_device(&function);
-        if watched.is_err() {
-            // Undo what was done of it.
-            let _ = self.remove_device(slot);
-        }
-        watched.map_err(host("watch a device's descriptors")).map(|()| slot)
-    }
-
-    /// Puts the random number device on the bus beside the first disk, to be found by the
-    /// same scan. At boot it would only cost time: the kernel gets a seed from us.
-    fn add_random_source(&mut self) {
-        if !self.has_random_source {
-            let device = Rng::new().map_err(host("create the random number device"));
-            let added = device.and_then(|device| self.add_device(Box::new(device)));
-            self.has_random_source = added.is_ok();
-            if let Err(error) = added {
-                report("the guest has no random number device", &error);
-            }
-        }
-    }
-
-    fn watch_device(&mut self, function: &Arc<VirtioPci>) -> io::Result<()> {
-        let watched = self.watched.entry(function.slot()).or_default();
-        for (index, event) in (0..).zip(function.notifications()) {
-            let source = Source::Queue(Arc::clone(function), index);
-            watched.queues.push(self.events.watch(sys::event_fd(event), source, Mode::Edge)?);
-        }
-        let source = Source::Poll(Arc::clone(function));
-        let events = &mut self.events;
-        watched.poll = function.with_poll_fd(|fd| events.watch(fd, source, Mode::Level)).transpose()?;
-        Ok(())
-    }
-
-    /// Takes a device off the bus.
-    fn remove_device(&mut self, slot: u8) -> Result<(), Error> {
-        let function = self.pci.remove(slot)?;
-        let watched = self.watched.remove(&slot).unwrap_or_default();
-        for (token, event) in watched.queues.into_iter().zip(function.notifications()) {
-            self.events.forget(sys::event_fd(event), token);
-        }
-        if let Some(token) = watched.poll {
-            function.with_poll_fd(|fd| self.events.forget(fd, token));
-        }
-        Ok(())
     }
 
     /// Starts the processors and handles events until the machine ends.
@@ -449,75 +390,4 @@ impl Machine {
         }
         self.control.drop_client(number);
     }
-
-    /// Does what a client asks, or says why not.
-    fn perform(&mut self, request: Request, fds: Vec<OwnedFd>) -> Result<Response, String> {
-        let takes_files =
-            matches!(request, Request::AddDisk { .. } | Request::AddNet { .. } | Request::AddVolume { .. });
-        if !fds.is_empty() && !takes_files {
-            return Err("this request takes no file descriptors".into());
-        }
-        match request {
-            Request::Status => Ok(Response::Status { version: env!("CARGO_PKG_VERSION").into(), id: self.id.clone() }),
-            Request::AddDisk { read_only } => {
-                let files = fds.into_iter().map(File::from).collect();
-                let disk = Disk::new(files, read_only).map_err(|error| chain(&error))?;
-                let block = Block::new(disk).map_err(|error| format!("cannot create the disk's device: {error}"))?;
-                let slot = self.add_device(Box::new(block)).map_err(|error| chain(&error))?;
-                self.add_random_source();
-                Ok(Response::Device { slot })
-            }
-            Request::AddNet { mac, mtu } => {
-                let net = net_device(fds, mac, mtu)?;
-                let slot = self.add_device(Box::new(net)).map_err(|error| chain(&error))?;
-                Ok(Response::Device { slot })
-            }
-            Request::AddFs => self.add_fs().map(|slot| Response::Device { slot }),
-            Request::AddVolume { name, access } => self.add_volume(&name, access, fds).map(|()| Response::Done),
-            Request::RemoveVolume { name } => {
-                if let Some((_, volumes)) = &self.volumes {
-                    volumes.remove(&name);
-                }
-                Ok(Response::Done)
-            }
-            Request::RemoveDevice { slot } => {
-                self.remove_device(slot).map_err(|error| chain(&error))?;
-                self.volumes.take_if(|(of, _)| *of == slot);
-                Ok(Response::Done)
-            }
-            Request::Save => Err("only a template can be saved, and only without devices of a pod".into()),
-            Request::Stop => {
-                self.end()(Exit::Stopped);
-                Ok(Response::Done)
-            }
-        }
-    }
-}
-
-impl Machine {
-    /// The slot of the device of volumes, which is put on the bus at the first call.
-    fn add_fs(&mut self) -> Result<u8, String> {
-        if let Some((slot, _)) = self.volumes {
-            return Ok(slot);
-        }
-        let volumes = Arc::new(Volumes::new());
-        let device = Fs::new(volumes.clone()).map_err(|error| format!("cannot create the device: {error}"))?;
-        let slot = self.add_device(Box::new(device)).map_err(|error| chain(&error))?;
-        self.volumes = Some((slot, volumes));
-        Ok(slot)
-    }
-
-    fn add_volume(&mut self, name: &str, access: Access, fds: Vec<OwnedFd>) -> Result<(), String> {
-        let [file] = <[OwnedFd; 1]>::try_from(fds)
-            .map_err(|fds| format!("a volume is one directory or file, not {}", fds.len()))?;
-        let (_, volumes) = self.volumes.as_ref().ok_or("there is no device for volumes: add it first")?;
-        volumes.add(name, file, access).map_err(|error| chain(&error))
-    }
-}
-
-/// The network interface behind the tap that came with a request.
-fn net_device(fds: Vec<OwnedFd>, mac: [u8; 6], mtu: u16) -> Result<Net, String> {
-    let [tap] = <[OwnedFd; 1]>::try_from(fds).map_err(|fds| format!("an interface has one tap, not {}", fds.len()))?;
-    let tap = Tap::new(tap).map_err(|error| chain(&error))?;
-    Net::new(tap, mac, mtu).map_err(|error| format!("cannot create the interface's device: {error}"))
 }

@@ -13,6 +13,11 @@ use nacelle_vmm::control::{Access, Client, ClientError, Request, Response};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Asks for a disk that is nobody's.
+fn add_disk() -> Request {
+    Request::AddDisk { read_only: true, owner: String::new() }
+}
+
 fn connect(guest: &Guest) -> Client {
     Client::connect(&guest.config.control, Instant::now() + TIMEOUT).unwrap()
 }
@@ -97,18 +102,99 @@ fn disks_come_and_go_while_the_guest_runs() {
     let mut client = connect(&guest);
     let file = tempfile::tempfile().unwrap();
     file.set_len(1 << 20).unwrap();
-    let mut add = |read_only| client.call(&Request::AddDisk { read_only }, &[file.as_fd()], TIMEOUT);
+    let mut add =
+        |read_only| client.call(&Request::AddDisk { read_only, owner: String::new() }, &[file.as_fd()], TIMEOUT);
     let Response::Device { slot: first } = add(true).unwrap() else { panic!("not a device") };
     let Response::Device { slot: second } = add(false).unwrap() else { panic!("not a device") };
     assert_ne!(first, second);
-    let remove = |client: &mut Client, slot| client.call(&Request::RemoveDevice { slot }, &[], TIMEOUT);
+    let remove =
+        |client: &mut Client, slot| client.call(&Request::RemoveDevice { slot, owner: String::new() }, &[], TIMEOUT);
     assert_eq!(remove(&mut client, first).unwrap(), Response::Done);
     assert!(matches!(remove(&mut client, first), Err(ClientError::Refused(_))), "it is gone");
     assert!(matches!(remove(&mut client, 0), Err(ClientError::Refused(_))), "the bridge stays");
-    let again = client.call(&Request::AddDisk { read_only: true }, &[file.as_fd()], TIMEOUT).unwrap();
+    let again = client.call(&add_disk(), &[file.as_fd()], TIMEOUT).unwrap();
     assert_eq!(again, Response::Device { slot: first }, "a free slot is used again");
-    let none = client.call(&Request::AddDisk { read_only: true }, &[], TIMEOUT);
+    let none = client.call(&add_disk(), &[], TIMEOUT);
     assert!(matches!(none, Err(ClientError::Refused(_))), "a disk without files");
+    client.call(&Request::Stop, &[], TIMEOUT).unwrap();
+    guest.wait();
+}
+
+#[test]
+fn a_device_is_added_and_removed_once_by_its_owner_whatever_is_asked_again() {
+    let guest = Guest::start(code!("2: hlt", "jmp 2b"));
+    let mut client = connect(&guest);
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(1 << 20).unwrap();
+    let add = |owner: &str| Request::AddDisk { read_only: true, owner: owner.into() };
+    let remove = |slot: u8, owner: &str| Request::RemoveDevice { slot, owner: owner.into() };
+    let list = |client: &mut Client| match client.call(&Request::Devices, &[], TIMEOUT).unwrap() {
+        Response::Devices { devices, volumes, truncated: false } => {
+            let devices = devices.into_iter().map(|device| (device.slot, device.kind, device.owner));
+            (devices.collect::<Vec<_>>(), volumes)
+        }
+        other => panic!("{other:?}"),
+    };
+    let device = |slot: u8, kind: &str, owner: &str| (slot, kind.to_owned(), owner.to_owned());
+    let Response::Features { version, features } = client.call(&Request::Features, &[], TIMEOUT).unwrap() else {
+        panic!("no features")
+    };
+    assert_eq!((version.as_str(), features), (env!("CARGO_PKG_VERSION"), vec!["owners".into(), "devices".into()]));
+    assert_eq!(list(&mut client), (vec![device(1, "vsock", "")], vec![]));
+
+    assert_eq!(client.call(&add("c1/rootfs"), &[file.as_fd()], TIMEOUT).unwrap(), Response::Device { slot: 2 });
+    match client.call(&add("c1/rootfs"), &[file.as_fd()], TIMEOUT) {
+        Err(ClientError::Refused(reason)) => {
+            assert!(reason.contains("c1/rootfs") && reason.contains("slot 2"), "{reason}")
+        }
+        other => panic!("{other:?}"),
+    }
+    for request in [add("a b"), remove(2, "a b")] {
+        let files = if matches!(request, Request::AddDisk { .. }) { vec![file.as_fd()] } else { vec![] };
+        assert!(matches!(client.call(&request, &files, TIMEOUT), Err(ClientError::Refused(_))), "{request:?}");
+    }
+    let present = vec![device(1, "vsock", ""), device(2, "disk", "c1/rootfs"), device(3, "rng", "")];
+    // Not the one that is there, nothing in the slot, and no slot.
+    for (slot, owner) in [(2, "c2/rootfs"), (2, "c1"), (3, "c1/rootfs"), (9, "c1/rootfs"), (200, "c1/rootfs")] {
+        assert_eq!(client.call(&remove(slot, owner), &[], TIMEOUT).unwrap(), Response::Done);
+        assert_eq!(list(&mut client).0, present, "{slot} of {owner}");
+    }
+    // Twice, and the second time another's is there.
+    assert_eq!(client.call(&remove(2, "c1/rootfs"), &[], TIMEOUT).unwrap(), Response::Done);
+    assert_eq!(client.call(&remove(2, "c1/rootfs"), &[], TIMEOUT).unwrap(), Response::Done);
+    assert_eq!(client.call(&add("c2/rootfs"), &[file.as_fd()], TIMEOUT).unwrap(), Response::Device { slot: 2 });
+    assert_eq!(client.call(&remove(2, "c1/rootfs"), &[], TIMEOUT).unwrap(), Response::Done);
+
+    let Response::Device { slot } = client.call(&Request::AddFs, &[], TIMEOUT).unwrap() else { panic!("no device") };
+    let directory = std::fs::File::open("/").unwrap();
+    for name in ["b", "a"] {
+        let request = Request::AddVolume { name: name.into(), access: Access::Read };
+        client.call(&request, &[directory.as_fd()], TIMEOUT).unwrap();
+    }
+    let (devices, volumes) = list(&mut client);
+    assert_eq!(devices[1..], [device(2, "disk", "c2/rootfs"), device(3, "rng", ""), device(slot, "fs", "")]);
+    assert_eq!(volumes, ["a", "b"]);
+    client.call(&Request::Stop, &[], TIMEOUT).unwrap();
+    guest.wait();
+}
+
+#[test]
+fn the_random_number_device_comes_back_after_it_was_removed() {
+    let guest = Guest::start(code!("2: hlt", "jmp 2b"));
+    let mut client = connect(&guest);
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(4096).unwrap();
+    let random = |client: &mut Client| match client.call(&Request::Devices, &[], TIMEOUT).unwrap() {
+        Response::Devices { devices, .. } => devices.into_iter().find(|device| device.kind == "rng"),
+        other => panic!("{other:?}"),
+    };
+    client.call(&add_disk(), &[file.as_fd()], TIMEOUT).unwrap();
+    let slot = random(&mut client).unwrap().slot;
+    let remove = Request::RemoveDevice { slot, owner: String::new() };
+    client.call(&remove, &[], TIMEOUT).unwrap();
+    assert!(random(&mut client).is_none());
+    client.call(&add_disk(), &[file.as_fd()], TIMEOUT).unwrap();
+    assert!(random(&mut client).is_some(), "it comes with the next disk");
     client.call(&Request::Stop, &[], TIMEOUT).unwrap();
     guest.wait();
 }
@@ -141,7 +227,10 @@ fn volumes_come_and_go_while_the_guest_runs() {
     }
     assert_eq!(client.call(&add("data"), &[directory.as_fd()], TIMEOUT).unwrap(), Response::Done);
     let Response::Device { slot } = first else { panic!("not a device") };
-    assert_eq!(client.call(&Request::RemoveDevice { slot }, &[], TIMEOUT).unwrap(), Response::Done);
+    assert_eq!(
+        client.call(&Request::RemoveDevice { slot, owner: String::new() }, &[], TIMEOUT).unwrap(),
+        Response::Done
+    );
     assert!(refused(&mut client, &add("data"), 1).contains("no device for volumes"));
     client.call(&Request::Stop, &[], TIMEOUT).unwrap();
     guest.wait();
@@ -295,7 +384,7 @@ fn a_virtio_device_answers_by_interrupt_from_where_the_guest_put_it() {
     ));
     let file = tempfile::tempfile().unwrap();
     file.set_len(4096).unwrap();
-    connect(&guest).call(&Request::AddDisk { read_only: true }, &[file.as_fd()], TIMEOUT).unwrap();
+    connect(&guest).call(&add_disk(), &[file.as_fd()], TIMEOUT).unwrap();
     let (exit, console, _) = guest.wait();
     assert_eq!(exit, Exit::PoweredOff);
     assert_eq!(console, ["1@"], "one buffer of 16 bytes ('0' + 16)");

@@ -16,6 +16,11 @@ use nacelle_vmm::{Exit, console};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Asks for a disk that is nobody's.
+fn add_disk() -> Request {
+    Request::AddDisk { read_only: true, owner: String::new() }
+}
+
 fn connect(guest: &Guest) -> Client {
     Client::connect(&guest.config.control, Instant::now() + TIMEOUT).unwrap()
 }
@@ -107,7 +112,7 @@ fn clones_go_on_where_their_template_stopped_and_do_not_see_each_other() {
         fs::remove_file(&clone.config.kernel).unwrap();
         fs::remove_file(&clone.config.initramfs).unwrap();
         let clone = clone.run();
-        connect(&clone).call(&Request::AddDisk { read_only: true }, &[disk.as_fd()], TIMEOUT).unwrap();
+        connect(&clone).call(&add_disk(), &[disk.as_fd()], TIMEOUT).unwrap();
         let (exit, console, _) = clone.wait();
         assert_eq!((exit, console), (Exit::PoweredOff, vec!["Y1".to_owned()]));
     }
@@ -132,7 +137,7 @@ fn only_a_template_without_devices_of_a_pod_is_saved() {
     let template = template.run();
     let disk = tempfile::tempfile().unwrap();
     disk.set_len(4096).unwrap();
-    connect(&template).call(&Request::AddDisk { read_only: true }, &[disk.as_fd()], TIMEOUT).unwrap();
+    connect(&template).call(&add_disk(), &[disk.as_fd()], TIMEOUT).unwrap();
     assert!(refused(&template).contains("without devices"));
     assert!(!saved(&template).state.exists());
     stop(template);

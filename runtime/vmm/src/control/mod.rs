@@ -12,5 +12,5 @@ mod packet;
 pub(crate) mod server;
 
 pub use client::{Client, ClientError};
-pub use message::{Access, Request, Response};
+pub use message::{Access, DeviceInfo, Request, Response, check_owner};
 pub use server::{ServerError, listen};

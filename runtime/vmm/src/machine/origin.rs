@@ -111,7 +111,7 @@ impl Origin {
 impl Machine {
     /// Whether [`Machine::save`] can be done.
     pub fn may_save(&self) -> bool {
-        self.template.is_some() && self.watched.len() == 1
+        self.template.is_some() && self.devices.len() == 1
     }
 
     /// Saves the machine, whose processors are stopped. The memory is in its file already.
@@ -119,7 +119,7 @@ impl Machine {
         let unfit = |why| Error::from(SavedError::Unfit(why));
         let template = self.template.as_ref().ok_or_else(|| unfit("it is no template"))?;
         let vm = self.pci.vm();
-        let slot = self.watched.keys().next().ok_or_else(|| unfit("it has no vsock device"))?;
+        let slot = self.devices.keys().next().ok_or_else(|| unfit("it has no vsock device"))?;
         let function = self.pci.function(usize::from(*slot)).ok_or_else(|| unfit("it has no vsock device"))?;
         // What processors have asked of devices is done: the queues are at rest.
         (0..).zip(function.notifications()).for_each(|(index, _)| function.queue_notified(index));

@@ -147,6 +147,12 @@ impl Volumes {
         Ok(())
     }
 
+    /// The names of those that are there, in order.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        self.roots.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+    }
+
     /// What the device did so far.
     #[must_use]
     pub fn metrics(&self) -> &FsMetrics {

@@ -14,7 +14,7 @@ use crate::devices::virtio::device::{Activation, DeviceError, Interrupt, VirtioD
 use crate::devices::virtio::ring::Ring;
 use crate::devices::virtio::wake::Wake;
 
-const NAME: &str = "rng";
+pub(crate) const NAME: &str = "rng";
 /// Linux asks for one buffer at a time.
 const QUEUE_SIZES: [u16; 1] = [8];
 /// The most random bytes one request gets, so that none holds the event loop for long.

@@ -3,5 +3,6 @@
 mod device;
 mod metrics;
 
+pub(crate) use device::NAME;
 pub use device::Rng;
 pub use metrics::RngMetrics;
