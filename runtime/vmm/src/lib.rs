@@ -33,6 +33,7 @@ mod cpu;
 pub mod devices;
 mod event_loop;
 pub mod exit;
+pub mod identity;
 mod interrupts;
 mod jail;
 mod layout;
@@ -45,6 +46,7 @@ mod sys;
 use std::error::Error as StdError;
 
 pub use exit::Exit;
+pub use identity::Identity;
 pub use machine::{Error, run, run_jailed};
 
 /// Writes what went wrong, with its causes, to standard error, which the daemon keeps.
