@@ -9,10 +9,11 @@ use nacelle_vmm::config::MachineConfig;
 
 /// Runs the machine; `words` are what follows `vmm`.
 pub fn main(words: impl Iterator<Item = OsString>) -> ExitCode {
+    nacelle_vmm::end_at_a_panic();
     match run(words) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("{error:#}");
+            nacelle_vmm::say(&format!("{error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -30,7 +31,7 @@ fn run(mut words: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode> {
     let config = read(&path)?;
     let exit = nacelle_vmm::run_jailed(&config)?;
     if exit.code() != 0 {
-        eprintln!("{exit}");
+        nacelle_vmm::say(&exit.to_string());
     }
     Ok(ExitCode::from(u8::try_from(exit.code()).unwrap_or(1)))
 }

@@ -53,8 +53,32 @@ async fn a_vmm_reaches_nothing_of_its_host_but_what_its_guest_needs() {
     let saved = root.join("run/nacelle/templates");
     assert_eq!(names(&saved.join(&names(&saved)[0])), ["memory", "state"]);
     assert_eq!(names(&saved).len(), 1, "and no other's");
-    let written = fs::write(root.join("etc"), "");
-    assert_eq!(written.unwrap_err().kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    let refused = |written: std::io::Result<()>| {
+        assert_eq!(written.unwrap_err().kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    };
+    refused(fs::write(root.join("etc"), ""));
+    // What the daemon opens by name in the pod's directory is what it was before the guest ran.
+    let own = root.join("run/nacelle/pods").join(&pod);
+    refused(fs::write(own.join("new"), ""));
+    refused(std::os::unix::fs::symlink("/etc/shadow", own.join("new")));
+    let present = names(&own);
+    for name in ["console", "control", "messages", "vmm.json", "vmm.log", "vmm.pid", "vsock"] {
+        assert!(present.iter().any(|present| present == name), "{name} of {present:?}");
+        refused(fs::rename(own.join(name), own.join("new")));
+        refused(fs::hard_link(own.join(name), own.join("new")));
+        refused(fs::remove_file(own.join(name)));
+        if !["control", "vsock"].contains(&name) {
+            refused(fs::File::options().append(true).open(own.join(name)).map(drop));
+        }
+    }
+    let record = fs::read(Path::new("/run/nacelle/pods").join(&pod).join("vmm.pid")).unwrap();
+    let identity = nacelle_vmm::Identity::parse(&record).unwrap();
+    assert_eq!(process, Path::new("/proc").join(identity.pid.to_string()));
+    // No file of the host is open that could be made to grow, but those of its disks and volumes.
+    for descriptor in 0..3 {
+        let target = fs::read_link(process.join("fd").join(descriptor.to_string())).unwrap();
+        assert_eq!(target, Path::new("/dev/null"), "descriptor {descriptor}");
+    }
     client.remove_pod(&pod).await.unwrap();
 }
 

@@ -162,7 +162,7 @@ mod tests {
 
     fn bus() -> (tempfile::TempDir, Bus) {
         let dir = tempfile::tempdir().unwrap();
-        let ring = Ring::create(&dir.path().join("console")).unwrap();
+        let ring = Ring::create(&dir.path().join("console"), console::SIZE).unwrap();
         let vm = Arc::new(crate::machine::create_vm().unwrap().1);
         let pci = Arc::new(PciBus::new(Arc::new(Routes::new(vm))));
         (dir, Bus::new(ring, pci))

@@ -4,10 +4,16 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+/// Name of the file of the VMM's messages.
+pub const MESSAGES: &str = "messages";
+/// Name of the file that says which process the VMM is.
+pub const IDENTITY: &str = "vmm.pid";
+
 /// A machine to run. Written as JSON; `nacelle vmm --config FILE` reads it.
 ///
 /// All paths are absolute. The sockets and the console ring are created by the VMM and
-/// must not exist before.
+/// must not exist before. A VMM that is jailed can write nothing in their directories
+/// once it has created them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MachineConfig {
@@ -64,6 +70,18 @@ pub struct SavedFiles {
 }
 
 impl MachineConfig {
+    /// File that holds the end of what the VMM itself had to say, in the console's form and beside it. The VMM creates it.
+    #[must_use]
+    pub fn messages(&self) -> PathBuf {
+        self.console.with_file_name(MESSAGES)
+    }
+
+    /// File that says which process the VMM is, see [`crate::identity`], beside the console. The VMM creates it.
+    #[must_use]
+    pub fn identity(&self) -> PathBuf {
+        self.console.with_file_name(IDENTITY)
+    }
+
     /// The unix socket on which the host waits for the guest's connections to `port`.
     #[must_use]
     pub fn vsock_listener(vsock: &Path, port: u32) -> PathBuf {

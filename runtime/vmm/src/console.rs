@@ -1,30 +1,34 @@
-//! The end of the guest's serial console, kept in a bounded file.
+//! The end of what a guest, or its VMM, has said, kept in a bounded file.
 //!
-//! The file is a ring of [`SIZE`] bytes that the VMM writes through a shared mapping, so
-//! that its contents outlive the VMM however that ends. Layout: 8 bytes of magic, the
-//! number of bytes ever written (u64, little endian), zeros up to byte 64, then the ring.
+//! The file is a ring that the VMM writes through a shared mapping, so that its contents outlive the VMM however that
+//! ends. Layout: 8 bytes of magic, the number of bytes ever written (u64, little endian), zeros up to byte 64, then the
+//! ring. There are two: of the guest's serial console, of [`SIZE`] bytes, and of the VMM's own messages, of
+//! [`MESSAGES_SIZE`].
+//!
+//! What is in the file is hostile, and so may be what is at its path: both are read with that in mind.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::sys::SharedMap;
 
-/// Size of the file in bytes.
+/// Size of the console's file in bytes.
 pub const SIZE: usize = 64 * 1024;
+/// Size of the file of the VMM's messages in bytes.
+pub const MESSAGES_SIZE: usize = 16 * 1024;
 const MAGIC: [u8; 8] = *b"naclcon1";
 const TOTAL_OFFSET: usize = 8;
 const HEADER: usize = 64;
-const CAPACITY: usize = SIZE - HEADER;
 /// A line is cut here when read, so that one line cannot flood a message.
 const LINE_LIMIT: usize = 1024;
 
-/// The console file cannot be used.
+/// A ring's file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConsoleError {
     /// It cannot be made.
-    #[error("cannot create the console file {path}: it must not exist, and its directory must be writable")]
+    #[error("cannot create the ring {path}: it must not exist, and its directory must be writable")]
     Create {
         /// The file.
         path: PathBuf,
@@ -32,7 +36,7 @@ pub enum ConsoleError {
         source: io::Error,
     },
     /// It cannot be read.
-    #[error("cannot read the console file {path}")]
+    #[error("cannot read the ring {path}")]
     Read {
         /// The file.
         path: PathBuf,
@@ -40,7 +44,7 @@ pub enum ConsoleError {
         source: io::Error,
     },
     /// It is something else.
-    #[error("{path} is not a console file")]
+    #[error("{path} is no ring of a console or of messages")]
     Format {
         /// The file.
         path: PathBuf,
@@ -51,28 +55,29 @@ pub enum ConsoleError {
 #[derive(Debug)]
 pub struct Ring {
     map: SharedMap,
+    capacity: usize,
     total: u64,
     position: usize,
 }
 
 impl Ring {
-    /// Creates the file, readable by its owner only; it must not exist.
-    pub fn create(path: &Path) -> Result<Self, ConsoleError> {
+    /// Creates the file of `size` bytes, which is one of the two, readable by its owner only; it must not exist.
+    pub fn create(path: &Path, size: usize) -> Result<Self, ConsoleError> {
         let open = || {
             let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
-            file.set_len(SIZE as u64)?;
-            SharedMap::new(&file, SIZE)
+            file.set_len(size as u64)?;
+            SharedMap::new(&file, size)
         };
         let map = open().map_err(|source| ConsoleError::Create { path: path.to_owned(), source })?;
         for (offset, byte) in MAGIC.into_iter().enumerate() {
             map.store(offset, byte);
         }
-        Ok(Self { map, total: 0, position: 0 })
+        Ok(Self { map, capacity: size.saturating_sub(HEADER), total: 0, position: 0 })
     }
 
     fn push(&mut self, byte: u8) {
         self.map.store(HEADER + self.position, byte);
-        self.position = if self.position + 1 == CAPACITY { 0 } else { self.position + 1 };
+        self.position = if self.position + 1 >= self.capacity { 0 } else { self.position + 1 };
         self.total = self.total.wrapping_add(1);
     }
 }
@@ -91,25 +96,69 @@ impl Write for Ring {
     }
 }
 
-/// The last `max_lines` lines that the guest wrote, oldest first. What a guest writes is
-/// hostile: control characters are dropped, other bytes outside printable ASCII become
-/// `?`, and long lines are cut.
+/// The last `max_lines` lines that were written, oldest first. They may be hostile: control characters are dropped, other
+/// bytes outside printable ASCII become `?`, and long lines are cut.
+///
+/// # Errors
+/// If there is no such file at `path`. Links are not followed, and nothing but a regular file is waited for.
 pub fn tail(path: &Path, max_lines: usize) -> Result<Vec<String>, ConsoleError> {
-    let read = |source| ConsoleError::Read { path: path.to_owned(), source };
-    let format = || ConsoleError::Format { path: path.to_owned() };
-    let mut content = Vec::new();
-    File::open(path).map_err(read)?.take(SIZE as u64).read_to_end(&mut content).map_err(read)?;
-    let (header, ring) = content.split_at_checked(HEADER).ok_or_else(format)?;
-    let (magic, rest) = header.split_first_chunk::<8>().ok_or_else(format)?;
-    let total = rest.first_chunk().map(|bytes| u64::from_le_bytes(*bytes)).ok_or_else(format)?;
-    if *magic != MAGIC || ring.len() != CAPACITY {
-        return Err(format());
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::InvalidData => ConsoleError::Format { path: path.to_owned() },
+        _ => ConsoleError::Read { path: path.to_owned(), source },
+    };
+    open(path).and_then(|file| tail_of(&file, max_lines)).map_err(failed)
+}
+
+/// Opens the file at `path` for [`tail_of`], if it is a regular one.
+///
+/// # Errors
+/// If it cannot be opened, or is something else, a link included.
+pub fn open(path: &Path) -> io::Result<File> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(senseless()) }
+}
+
+/// As [`tail`], of a file that is open, wherever it is read at.
+///
+/// # Errors
+/// What reading reports; [`io::ErrorKind::InvalidData`] if it is no such file.
+pub fn tail_of(file: &File, max_lines: usize) -> io::Result<Vec<String>> {
+    if !file.metadata()?.is_file() {
+        return Err(senseless());
     }
-    let wrapped = total > CAPACITY as u64;
-    let position = usize::try_from(total % CAPACITY as u64).map_err(|_| format())?;
-    let (newer, older) = ring.split_at_checked(position).ok_or_else(format)?;
-    let bytes: Vec<u8> = if wrapped || position == 0 && total > 0 { [older, newer].concat() } else { newer.to_vec() };
-    Ok(lines(&bytes, max_lines, wrapped))
+    let mut content = vec![0; SIZE];
+    let mut length = 0;
+    while let Some(rest) = content.get_mut(length..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, length as u64) {
+            Ok(0) => break,
+            Ok(read) => length += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    content.truncate(length);
+    unwind(&content, max_lines).ok_or_else(senseless)
+}
+
+fn senseless() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "it is no ring of a console or of messages")
+}
+
+/// The last lines of such a file; none if it is something else.
+fn unwind(content: &[u8], max_lines: usize) -> Option<Vec<String>> {
+    let (header, ring) = content.split_at_checked(HEADER)?;
+    let (magic, rest) = header.split_first_chunk::<8>()?;
+    let total = u64::from_le_bytes(*rest.first_chunk()?);
+    if *magic != MAGIC || ![SIZE, MESSAGES_SIZE].contains(&content.len()) {
+        return None;
+    }
+    let capacity = u64::try_from(ring.len()).ok()?;
+    let wrapped = total > capacity;
+    let position = usize::try_from(total % capacity).ok()?;
+    let (newer, older) = ring.split_at_checked(position)?;
+    let bytes = if wrapped || position == 0 && total > 0 { [older, newer].concat() } else { newer.to_vec() };
+    Some(lines(&bytes, max_lines, wrapped))
 }
 
 fn lines(bytes: &[u8], max_lines: usize, cut_first: bool) -> Vec<String> {
@@ -158,7 +207,7 @@ mod tests {
     fn written(pieces: &[&[u8]]) -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("console");
-        let mut ring = Ring::create(&path).unwrap();
+        let mut ring = Ring::create(&path, SIZE).unwrap();
         for piece in pieces {
             ring.write_all(piece).unwrap();
         }
@@ -188,7 +237,7 @@ mod tests {
 
     #[test]
     fn a_full_but_unwrapped_ring_is_read_whole() {
-        let (_dir, path) = written(&[&[b'x'; CAPACITY - 2], b"\ny"]);
+        let (_dir, path) = written(&[&[b'x'; SIZE - HEADER - 2], b"\ny"]);
         assert_eq!(tail(&path, 1).unwrap(), ["y"]);
     }
 
@@ -199,11 +248,42 @@ mod tests {
     }
 
     #[test]
+    fn both_sizes_are_read_from_an_open_file_wherever_that_stands() {
+        for size in [SIZE, MESSAGES_SIZE] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("ring");
+            let mut ring = Ring::create(&path, size).unwrap();
+            for number in 0..20_000 {
+                writeln!(ring, "line {number}").unwrap();
+            }
+            let file = open(&path).unwrap();
+            std::fs::remove_file(&path).unwrap();
+            for _ in 0..2 {
+                assert_eq!(tail_of(&file, 2).unwrap(), ["line 19998", "line 19999"]);
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_but_a_regular_file_is_opened_or_waited_for() {
+        let (dir, path) = written(&[b"secret\n"]);
+        let place = |name: &str| dir.path().join(name);
+        std::os::unix::fs::symlink(&path, place("link")).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, place("pipe"), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        assert!(matches!(tail(&place("link"), 1), Err(ConsoleError::Read { .. })));
+        for name in ["pipe", "."] {
+            assert!(matches!(tail(&place(name), 1), Err(ConsoleError::Format { .. })), "{name}");
+        }
+        assert!(matches!(tail("/dev/zero".as_ref(), 1), Err(ConsoleError::Format { .. })), "it has no end");
+        assert_eq!(tail_of(&File::open("/dev/zero").unwrap(), 1).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
     fn an_existing_file_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("console");
         std::fs::write(&path, "precious").unwrap();
-        assert!(matches!(Ring::create(&path), Err(ConsoleError::Create { .. })));
+        assert!(matches!(Ring::create(&path, SIZE), Err(ConsoleError::Create { .. })));
         assert_eq!(std::fs::read(&path).unwrap(), b"precious");
         assert!(matches!(tail(&path, 1), Err(ConsoleError::Format { .. })));
     }
@@ -224,7 +304,7 @@ mod tests {
             let path = dir.path().join("console");
             bytes.splice(0..0, MAGIC);
             if pad {
-                bytes.resize(SIZE, b'\n');
+                bytes.resize(if bytes.len() % 2 == 0 { SIZE } else { MESSAGES_SIZE }, b'\n');
             }
             std::fs::write(&path, bytes).unwrap();
             let _ = tail(&path, 5);

@@ -35,7 +35,8 @@ pub enum Exit {
     Failed(String),
 }
 
-/// Exit code of a VMM that could not start its machine; standard error says why.
+/// Exit code of a VMM that could not start its machine; its messages say why, see [`crate::config::MachineConfig::messages`], or
+/// standard error, if it came to nothing before those are.
 pub const EXIT_NOT_STARTED: i32 = 1;
 
 impl Exit {

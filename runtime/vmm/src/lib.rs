@@ -9,7 +9,12 @@
 //! register accesses. Volumes have threads of their own, for a file may take as long as a disk
 //! ([`devices::virtio::fs`]). There are no other threads once the guest runs.
 //!
-//! [`run_jailed`], which the process of a pod calls, leaves the host behind before that: see `jail`.
+//! [`run_jailed`], which the process of a pod calls, leaves the host behind before that: see `jail`. What the machine has
+//! by name on the host (sockets, rings, its process's [`identity`]) is made before, in a directory that it can only read
+//! from then on.
+//!
+//! The process ends with the first thread of its that panics ([`end_at_a_panic`]). What it has to say goes to a ring
+//! beside the console's ([`config::MachineConfig::messages`]).
 //!
 //! A machine may also start where another stopped that was saved, see [`config::Start`]: its
 //! memory is then the saved one's, copied page by page as the guest writes to it.
@@ -39,6 +44,7 @@ mod jail;
 mod layout;
 mod machine;
 mod memory;
+mod messages;
 pub mod pci;
 mod saved;
 mod sys;
@@ -48,11 +54,8 @@ use std::error::Error as StdError;
 pub use exit::Exit;
 pub use identity::Identity;
 pub use machine::{Error, run, run_jailed};
-
-/// Writes what went wrong, with its causes, to standard error, which the daemon keeps.
-fn report(what: &str, error: &dyn StdError) {
-    eprintln!("nacelle vmm: {what}: {}", chain(error));
-}
+use messages::report;
+pub use messages::{end_at_a_panic, say};
 
 /// An error and its causes on one line.
 #[must_use]

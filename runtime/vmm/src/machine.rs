@@ -1,14 +1,13 @@
 //! The machine as a whole: built from its configuration, served until it ends.
 
 mod devices;
+mod names;
 mod origin;
 mod requests;
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
@@ -20,7 +19,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::boot::BootError;
 use crate::bus::Bus;
 use crate::config::{MachineConfig, Start};
-use crate::console::{ConsoleError, Ring};
+use crate::console::ConsoleError;
 use crate::control::server::{Incoming, Server, ServerError};
 use crate::control::{Request, Response};
 use crate::cpu::{self, CpuError, End, Running, Vcpu};
@@ -29,13 +28,15 @@ use crate::devices::virtio::fs::Volumes;
 use crate::devices::virtio::vsock::VsockError;
 use crate::event_loop::{EventLoop, Mode, Source, Token};
 use crate::exit::Exit;
+use crate::identity::Identity;
 use crate::interrupts::Routes;
 use crate::jail::{self, JailError};
 use crate::memory::{self, MemoryError};
 use crate::pci::{BusError, PciBus};
 use crate::saved::SavedError;
-use crate::{chain, layout, report, sys};
+use crate::{chain, layout, messages, report, sys};
 use devices::Attached;
+use names::{Names, Removed};
 use origin::{Origin, Template};
 
 const MEMORY_MIB: std::ops::RangeInclusive<u64> = 32..=1_048_576;
@@ -109,7 +110,8 @@ fn setup(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
     move |source| Error::Setup { what, source }
 }
 
-/// Builds the machine and serves it until it ends. Sockets that it made are removed.
+/// Builds the machine and serves it until it ends. Sockets that it made are removed, and if it could not be built, its
+/// console, too.
 ///
 /// SIGTERM and SIGINT end it as [`Request::Stop`] does; they stay blocked in the calling
 /// thread. So does what bounds the system calls of a VMM: the thread is of no use for
@@ -120,22 +122,27 @@ fn setup(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
 /// resources give out while it is served.
 pub fn run(config: &MachineConfig) -> Result<Exit, Error> {
     check(config)?;
-    build_and_serve(config)
+    build_and_serve(config, Names::make(config)?)
 }
 
 /// The same, with this process put into its jail first: it can do nothing else afterwards. To
-/// be called while it has one thread only.
+/// be called while it has one thread only. The process is put on record ([`crate::identity`]), its messages go to a ring
+/// from then on, and its standard descriptors nowhere. What it has made by name stays.
 ///
 /// # Errors
 /// Those of [`run`], and if the process cannot be jailed.
 pub fn run_jailed(config: &MachineConfig) -> Result<Exit, Error> {
     check(config)?;
+    let identity = config.identity();
+    Identity::own().and_then(|own| own.write(&identity)).map_err(host("put its process on record"))?;
+    messages::open(&config.messages())?;
+    let names = Names::make(config)?;
     jail::enter(config)?;
-    build_and_serve(config)
+    build_and_serve(config, names)
 }
 
-fn build_and_serve(config: &MachineConfig) -> Result<Exit, Error> {
-    let (machine, vcpus, bus) = Machine::build(config)?;
+fn build_and_serve(config: &MachineConfig, names: Names) -> Result<Exit, Error> {
+    let (machine, vcpus, bus) = Machine::build(config, names)?;
     jail::filter::confine()?;
     machine.serve(vcpus, bus)
 }
@@ -158,16 +165,6 @@ fn check(config: &MachineConfig) -> Result<(), Error> {
     }
 }
 
-/// Removes a file when dropped.
-struct Removed(PathBuf);
-
-impl Drop for Removed {
-    fn drop(&mut self) {
-        // Whoever removed it first did our work.
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
 struct Machine {
     id: String,
     memory: GuestMemoryMmap,
@@ -186,7 +183,7 @@ struct Machine {
     ended: Arc<Mutex<Option<Exit>>>,
     exit_event: Arc<EventFd>,
     _signals: OwnedFd,
-    _sockets: Vec<Removed>,
+    _sockets: [Removed; 2],
 }
 
 /// Opens KVM and makes an empty virtual machine with interrupt controllers.
@@ -235,7 +232,7 @@ fn create_and_load(config: &MachineConfig) -> Result<((Kvm, VmFd), GuestMemoryMm
 }
 
 impl Machine {
-    fn build(config: &MachineConfig) -> Result<(Self, Vec<Vcpu>, Arc<Bus>), Error> {
+    fn build(config: &MachineConfig, names: Names) -> Result<(Self, Vec<Vcpu>, Arc<Bus>), Error> {
         let signals = sys::termination_signals().map_err(host("set up signal handling"))?;
         sys::install_kick_handler().map_err(host("set up signal handling"))?;
         let ((kvm, vm), memory, origin) = create_and_load(config)?;
@@ -251,13 +248,10 @@ impl Machine {
         if let Some(first) = vcpus.first() {
             pci.collect_addresses(first.fd()).map_err(host("collect port writes"))?;
         }
-        let console = Ring::create(&config.console)?;
-        let bus = Arc::new(origin.bus(console, &pci)?);
+        let bus = Arc::new(origin.bus(names.console, &pci)?);
 
-        let control = Server::listen(&config.control)?;
-        let mut sockets = vec![Removed(config.control.clone())];
-        let vsock = origin.vsock(&config.vsock)?;
-        sockets.push(Removed(config.vsock.clone()));
+        let control = names.control;
+        let vsock = origin.vsock(names.vsock)?;
 
         let mut events = EventLoop::new().map_err(host("create an epoll instance"))?;
         let exit_event =
@@ -283,10 +277,11 @@ impl Machine {
             ended: Arc::default(),
             exit_event: Arc::new(exit_event),
             _signals: signals,
-            _sockets: sockets,
+            _sockets: names.sockets,
         };
         let slot = machine.add_device(Box::new(vsock), String::new())?;
         origin.restore_vsock(&machine.pci, slot)?;
+        names.console_file.keep();
         Ok((machine, vcpus, bus))
     }
 

@@ -30,10 +30,10 @@ pub enum ClientError {
     #[error("cannot send a request to the VMM")]
     Send(#[source] io::Error),
     /// No answer came.
-    #[error("the VMM did not answer: it hangs or has ended, its console and standard error may say why")]
+    #[error("the VMM did not answer: it hangs or has ended, its console and its messages may say why")]
     Receive(#[source] io::Error),
     /// The connection ended.
-    #[error("the VMM closed the connection: it has ended, its console and standard error may say why")]
+    #[error("the VMM closed the connection: it has ended, its console and its messages may say why")]
     Closed,
     /// The answer makes no sense.
     #[error("the VMM's answer is not one that this version knows")]

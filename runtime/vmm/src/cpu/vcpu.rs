@@ -146,8 +146,8 @@ impl Running {
         sys::kick(&self.thread);
     }
 
-    /// Waits for the thread to end; call [`Running::stop`] before. None if it panicked, which
-    /// it has written to standard error.
+    /// Waits for the thread to end; call [`Running::stop`] before. None if it panicked, which in a VMM's own process
+    /// ends that ([`crate::end_at_a_panic`]).
     pub fn join(self) -> Option<Vcpu> {
         self.thread.join().ok()
     }

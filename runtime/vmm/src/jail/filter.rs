@@ -56,7 +56,6 @@ const PROCESS: &[i64] = &[
 /// Descriptors of any kind: events, sockets, disks, taps, and messages between them.
 const DESCRIPTORS: &[i64] = &[
     libc::SYS_accept4,
-    libc::SYS_bind,
     libc::SYS_close,
     libc::SYS_connect,
     libc::SYS_dup,
@@ -69,7 +68,6 @@ const DESCRIPTORS: &[i64] = &[
     libc::SYS_getpeername,
     libc::SYS_getsockname,
     libc::SYS_getsockopt,
-    libc::SYS_listen,
     libc::SYS_poll,
     libc::SYS_ppoll,
     libc::SYS_read,
@@ -135,8 +133,6 @@ const FILES: &[i64] = &[
     libc::SYS_statfs,
     libc::SYS_statx,
     libc::SYS_symlinkat,
-    libc::SYS_truncate,
-    libc::SYS_unlink,
     libc::SYS_unlinkat,
     libc::SYS_utimensat,
 ];

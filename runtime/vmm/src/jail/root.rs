@@ -47,18 +47,24 @@ pub fn enter(config: &MachineConfig) -> Result<(), JailError> {
     for file in BTreeSet::from(files) {
         shown.push(take(file, locked | MountFlags::RDONLY)?);
     }
-    // Sockets come and go in these, and a template is saved there.
-    let mut made = vec![&config.vsock, &config.control, &config.console];
-    if let Start::Template(files) = &config.start {
-        made.extend([&files.memory, &files.state]);
-    }
-    let directories: BTreeSet<_> = made.into_iter().filter_map(|path| path.parent()).collect();
+    // A template is saved to its own. In the pod's everything is made by now: who is there shows what the guest's
+    // connections may reach, and whoever opens a name in it on the host finds what was there before the guest ran.
+    let saved = match &config.start {
+        Start::Template(files) => Some([&files.memory, &files.state]),
+        Start::Boot | Start::Clone(_) => None,
+    };
+    let parents = |paths: &[&PathBuf]| -> BTreeSet<PathBuf> {
+        paths.iter().filter_map(|path| path.parent()).map(Path::to_owned).collect()
+    };
+    let written = parents(saved.as_ref().map_or(&[], |files| files.as_slice()));
+    let directories = &parents(&[&config.vsock, &config.control, &config.console]) | &written;
     for directory in &directories {
-        shown.push(take(directory, locked)?);
+        let reading = if written.contains(directory) { MountFlags::empty() } else { MountFlags::RDONLY };
+        shown.push(take(directory, locked | reading)?);
     }
 
     // It needs a place until it is the root: what is shown of this one has been taken already.
-    let place = directories.first().copied().unwrap_or(Path::new("/"));
+    let place = directories.first().map_or(Path::new("/"), PathBuf::as_path);
     mount("nacelle-vmm", place, "tmpfs", locked, c"mode=0755,size=64k").map_err(failed("make a root directory"))?;
     rustix::process::chdir(place).map_err(failed("go to its root directory"))?;
     rustix::process::pivot_root(".", ".").map_err(failed("change its root directory"))?;

@@ -1,7 +1,7 @@
 //! What a machine starts from: a kernel, or another machine that was saved. And how one is
 //! saved that is to be started from.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use kvm_bindings::kvm_clock_data;
@@ -14,7 +14,7 @@ use crate::bus::Bus;
 use crate::config::{MachineConfig, Start};
 use crate::console::Ring;
 use crate::cpu::{self, Vcpu};
-use crate::devices::virtio::vsock::{Vsock, VsockState};
+use crate::devices::virtio::vsock::{Listener, Vsock, VsockState};
 use crate::memory;
 use crate::pci::PciBus;
 use crate::saved::{self, Saved, SavedError};
@@ -87,16 +87,16 @@ impl Origin {
     }
 
     /// The device by which the host reaches the guest.
-    pub fn vsock(&self, path: &Path) -> Result<Vsock, Error> {
+    pub fn vsock(&self, listener: Listener) -> Result<Vsock, Error> {
         Ok(match self {
-            Self::Kernel(_) => Vsock::new(path)?,
+            Self::Kernel(_) => Vsock::new(listener)?,
             Self::Saved(saved) => match &saved.vsock.device {
                 Some(device) => {
                     let state: VsockState =
                         postcard::from_bytes(&device.own).map_err(|_| SavedError::Senseless("the vsock device"))?;
-                    Vsock::restore(path, &state)?
+                    Vsock::restore(listener, &state)?
                 }
-                None => Vsock::new(path)?,
+                None => Vsock::new(listener)?,
             },
         })
     }

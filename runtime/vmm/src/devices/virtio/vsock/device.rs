@@ -1,7 +1,6 @@
 //! The queues.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -9,7 +8,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use super::config;
-use super::host::VsockError;
+use super::host::{Listener, VsockError};
 use super::metrics::VsockMetrics;
 use super::muxer::Muxer;
 use super::packet::{HEADER_SIZE, Header};
@@ -59,14 +58,14 @@ impl std::fmt::Debug for Active {
 }
 
 impl Vsock {
-    /// A device that the host reaches at `path`, see [the module](super).
+    /// A device that the host reaches by `listener`, see [the module](super).
     ///
     /// # Errors
     /// See [`VsockError`].
-    pub fn new(path: impl AsRef<Path>) -> Result<Self, VsockError> {
+    pub fn new(listener: Listener) -> Result<Self, VsockError> {
         let wake = Wake::new().map_err(VsockError::Events)?;
         let metrics = Arc::<VsockMetrics>::default();
-        let muxer = Muxer::new(path.as_ref(), wake.as_fd(), metrics.clone())?;
+        let muxer = Muxer::new(listener, wake.as_fd(), metrics.clone())?;
         let scratch = ChainScratch::new();
         Ok(Self { muxer, active: None, scratch, wake, reset_event_due: false, metrics })
     }
@@ -76,8 +75,8 @@ impl Vsock {
     ///
     /// # Errors
     /// See [`VsockError`].
-    pub fn restore(path: impl AsRef<Path>, state: &VsockState) -> Result<Self, VsockError> {
-        let mut device = Self::new(path)?;
+    pub fn restore(listener: Listener, state: &VsockState) -> Result<Self, VsockError> {
+        let mut device = Self::new(listener)?;
         device.muxer.set_next_port(state.next_port);
         device.reset_event_due = true;
         Ok(device)

@@ -7,6 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use rustix::fs::{AtFlags, CWD, unlinkat};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, connect, recv, send,
     socket_with,
@@ -88,7 +89,7 @@ impl AsFd for Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         // Whoever removed it first had the same in mind.
-        let _ = std::fs::remove_file(&self.path);
+        let _ = unlinkat(CWD, &self.path, AtFlags::empty());
     }
 }
 

@@ -30,7 +30,7 @@ mod state;
 mod timer;
 
 pub use device::Vsock;
-pub use host::VsockError;
+pub use host::{Listener, VsockError};
 pub use metrics::VsockMetrics;
 pub use packet::{GUEST_CID, HOST_CID};
 pub use state::VsockState;

@@ -4,7 +4,6 @@ use std::collections::{HashMap, VecDeque};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -83,12 +82,11 @@ pub struct Muxer {
 }
 
 impl Muxer {
-    /// Listens at `path`, which must not exist. `other` wakes the device up as well.
-    pub fn new(path: &Path, other: BorrowedFd<'_>, metrics: Arc<VsockMetrics>) -> Result<Self, VsockError> {
+    /// Takes in the clients of `listener`. `other` wakes the device up as well.
+    pub fn new(listener: Listener, other: BorrowedFd<'_>, metrics: Arc<VsockMetrics>) -> Result<Self, VsockError> {
         let events = |error: rustix::io::Errno| VsockError::Events(error.into());
         let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(events)?;
         let timer = Timer::new().map_err(VsockError::Events)?;
-        let listener = Listener::new(path)?;
         for (fd, data) in [(listener.as_fd(), LISTENER), (timer.as_fd(), TIMER), (other, OTHER)] {
             epoll::add(&epoll, fd, EventData::new_u64(data), EventFlags::IN).map_err(events)?;
         }

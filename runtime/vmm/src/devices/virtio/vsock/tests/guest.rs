@@ -14,6 +14,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::devices::virtio::device::{DeviceError, VirtioDevice};
 use crate::devices::virtio::testing::{Driver, FEATURES, Interrupts, activation, memory, readable, writable};
+use crate::devices::virtio::vsock::host::Listener;
 use crate::devices::virtio::vsock::packet::{
     GUEST_CID, HEADER_SIZE, HOST_CID, Header, SHUTDOWN_BOTH, SHUTDOWN_SEND, TYPE_STREAM, op,
 };
@@ -82,8 +83,8 @@ impl Guest {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("v");
         let vsock = match state {
-            Some(state) => Vsock::restore(&path, state).unwrap(),
-            None => Vsock::new(&path).unwrap(),
+            Some(state) => Vsock::restore(Listener::new(&path).unwrap(), state).unwrap(),
+            None => Vsock::new(Listener::new(&path).unwrap()).unwrap(),
         };
         let memory = memory(0x50_0000);
         Self {

@@ -173,7 +173,7 @@ fn packets_wait_for_buffers_and_come_with_few_interrupts() {
 fn an_idle_device_is_small() {
     assert!(size_of::<Vsock>() < 1024);
     let directory = tempfile::tempdir().unwrap();
-    let vsock = Vsock::new(directory.path().join("v")).unwrap();
+    let vsock = Vsock::new(super::super::Listener::new(&directory.path().join("v")).unwrap()).unwrap();
     assert_eq!(vsock.queue_sizes().len(), 3);
     assert!(vsock.poll_fd().is_some());
     let span: u64 = vsock.queue_sizes().iter().map(|size| Driver::span(*size)).sum();
