@@ -29,6 +29,7 @@
 //! ([`console`]), a PCI bus of virtio devices ([`pci`]), and two ports by which the guest
 //! ends the machine ([`exit`]).
 
+mod acceptor;
 mod boot;
 mod bus;
 pub mod config;
@@ -48,6 +49,7 @@ mod messages;
 pub mod pci;
 mod saved;
 mod sys;
+mod timer;
 
 use std::error::Error as StdError;
 

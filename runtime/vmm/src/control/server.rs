@@ -13,6 +13,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept
 
 use super::message::{Request, Response};
 use super::packet;
+use crate::acceptor::Acceptor;
 
 /// Connections waiting to be accepted.
 const BACKLOG: i32 = 16;
@@ -29,7 +30,7 @@ pub struct ServerError {
 
 /// The listening socket and its clients.
 pub struct Server {
-    listener: OwnedFd,
+    listener: Acceptor<OwnedFd>,
     clients: BTreeMap<u64, OwnedFd>,
     next: u64,
 }
@@ -75,26 +76,24 @@ fn given() -> Option<OwnedFd> {
 impl Server {
     /// Listens on `path`, if standard input is not a socket that does so already.
     pub fn listen(path: &Path) -> Result<Self, ServerError> {
-        let listener =
-            given().map_or_else(|| listen(path), Ok).map_err(|source| ServerError { path: path.to_owned(), source })?;
+        let listener = given().map_or_else(|| listen(path), Ok).and_then(Acceptor::new);
+        let listener = listener.map_err(|source| ServerError { path: path.to_owned(), source })?;
         Ok(Self { listener, clients: BTreeMap::new(), next: 0 })
     }
 
-    /// The listening socket.
+    /// Readable when [`Server::accept`] may have somebody.
     pub fn listener(&self) -> BorrowedFd<'_> {
         self.listener.as_fd()
     }
 
     /// Accepts a client that is waiting, if one is; returns its number.
+    ///
+    /// # Errors
+    /// If the process has no descriptor left for one: they wait for a while then.
     pub fn accept(&mut self) -> io::Result<Option<u64>> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let client = match accept_with(&self.listener, flags) {
-            Ok(client) => client,
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => {
-                return Ok(None);
-            }
-            Err(error) => return Err(error.into()),
-        };
+        let client = self.listener.accept(|listener| Ok(accept_with(listener, flags)?))?;
+        let Some(client) = client else { return Ok(None) };
         if self.clients.len() >= CLIENT_LIMIT {
             return Ok(None);
         }

@@ -27,7 +27,6 @@ mod metrics;
 mod muxer;
 mod packet;
 mod state;
-mod timer;
 
 pub use device::Vsock;
 pub use host::{Listener, VsockError};

@@ -14,8 +14,9 @@ use super::credit::CreditPool;
 use super::host::{Handshake, Listener, VsockError};
 use super::metrics::VsockMetrics;
 use super::packet::{GUEST_CID, HOST_CID, Header, TYPE_STREAM, op};
-use super::timer::Timer;
+use crate::acceptor::Acceptor;
 use crate::devices::virtio::chain::GuestBytes;
+use crate::timer::Timer;
 
 mod clients;
 
@@ -65,9 +66,7 @@ struct Reset {
 #[derive(Debug)]
 pub struct Muxer {
     epoll: OwnedFd,
-    listener: Listener,
-    /// When to accept again, if the process ran out of descriptors.
-    accept_at: Option<Instant>,
+    listener: Acceptor<Listener>,
     timer: Timer,
     slots: Vec<Slot>,
     free: Vec<usize>,
@@ -87,13 +86,13 @@ impl Muxer {
         let events = |error: rustix::io::Errno| VsockError::Events(error.into());
         let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(events)?;
         let timer = Timer::new().map_err(VsockError::Events)?;
+        let listener = Acceptor::new(listener).map_err(VsockError::Events)?;
         for (fd, data) in [(listener.as_fd(), LISTENER), (timer.as_fd(), TIMER), (other, OTHER)] {
             epoll::add(&epoll, fd, EventData::new_u64(data), EventFlags::IN).map_err(events)?;
         }
         Ok(Self {
             epoll,
             listener,
-            accept_at: None,
             timer,
             slots: Vec::new(),
             free: Vec::new(),
@@ -399,11 +398,7 @@ impl Muxer {
     fn expire(&mut self) {
         self.timer.expired();
         let now = Instant::now();
-        if self.accept_at.is_some_and(|at| at <= now) {
-            self.accept_at = None;
-            self.watch_listener(EventFlags::IN);
-        }
-        let mut earliest = self.accept_at;
+        let mut earliest = None::<Instant>;
         for index in 0..self.slots.len() {
             let Some(slot) = self.slots.get(index) else { continue };
             let Some(endpoint) = &slot.endpoint else { continue };

@@ -1,20 +1,15 @@
 //! How streams begin: clients of the host that ask for a port, and the guest's requests.
 
-use std::io;
 use std::time::{Duration, Instant};
 
-use rustix::event::epoll::{self, EventData, EventFlags};
-
-use super::{CONNECTIONS_LIMIT, Endpoint, FIRST_PORT, LAST_PORT, LISTENER, Muxer, Reset};
+use super::{CONNECTIONS_LIMIT, Endpoint, FIRST_PORT, LAST_PORT, Muxer, Reset};
 use crate::devices::virtio::vsock::connection::{Connection, Key};
-use crate::devices::virtio::vsock::host::{Handshake, Progress};
+use crate::devices::virtio::vsock::host::{Handshake, Listener, Progress};
 use crate::devices::virtio::vsock::metrics::VsockMetrics;
 use crate::devices::virtio::vsock::packet::{HOST_CID, Header, TYPE_STREAM};
 
 /// How long a client may take to say which port it wants.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 5 } else { 10 });
-/// How long to wait before accepting again when the process has no descriptor left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Clients accepted in one go.
 const ACCEPT_BATCH: usize = 32;
 
@@ -22,34 +17,14 @@ impl Muxer {
     /// Takes in who wants to reach the guest.
     pub(super) fn accept(&mut self) {
         for _ in 0..ACCEPT_BATCH {
-            match self.listener.accept() {
-                Ok(stream) => {
-                    let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
-                    let endpoint = Endpoint::Handshake(Handshake { stream, deadline });
-                    if self.insert(endpoint).is_some() {
-                        self.timer.arm(deadline);
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // The client left before its turn.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => {
-                    // Out of descriptors or memory. The clients wait in the backlog, and the
-                    // listener must not keep the loop busy meanwhile.
-                    let at = Instant::now() + ACCEPT_PAUSE;
-                    if self.watch_listener(EventFlags::empty()) {
-                        self.accept_at = Some(at);
-                        self.timer.arm(at);
-                    }
-                    return;
-                }
+            // Out of descriptors or memory, they wait in the backlog.
+            let Ok(Some(stream)) = self.listener.accept(Listener::accept) else { return };
+            let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
+            let endpoint = Endpoint::Handshake(Handshake { stream, deadline });
+            if self.insert(endpoint).is_some() {
+                self.timer.arm(deadline);
             }
         }
-    }
-
-    pub(super) fn watch_listener(&self, flags: EventFlags) -> bool {
-        epoll::modify(&self.epoll, &self.listener, EventData::new_u64(LISTENER), flags).is_ok()
     }
 
     /// Goes on with a client that may have said by now which port it wants.
@@ -86,7 +61,7 @@ impl Muxer {
 
     /// Makes the connection that the guest asks for.
     pub(super) fn connect(&mut self, key: Key, request: &Header) {
-        let index = match self.listener.connect(key.host_port) {
+        let index = match self.listener.listener().connect(key.host_port) {
             Ok(stream) => {
                 let connection = Connection::from_guest(key, stream, self.credit.take(), request);
                 self.insert(Endpoint::Connection(Box::new(connection)))

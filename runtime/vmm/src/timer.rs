@@ -1,4 +1,4 @@
-//! One timer for all deadlines of the device.
+//! One timer for all deadlines of something.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,6 +16,7 @@ pub struct Timer {
 }
 
 impl Timer {
+    /// One that is not armed.
     pub fn new() -> io::Result<Self> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         Ok(Self { fd: timerfd_create(TimerfdClockId::Monotonic, flags)?, armed: None })
@@ -38,11 +39,14 @@ impl Timer {
         self.armed = set.is_ok().then_some(deadline);
     }
 
-    /// Takes note that it expired; it has to be armed anew.
-    pub fn expired(&mut self) {
+    /// Takes note that it expired, if it did; it has to be armed anew then.
+    pub fn expired(&mut self) -> bool {
         // It fails only if it did not expire.
-        let _ = rustix::io::read(&self.fd, &mut [0; 8]);
-        self.armed = None;
+        let expired = rustix::io::read(&self.fd, &mut [0; 8]).is_ok();
+        if expired {
+            self.armed = None;
+        }
+        expired
     }
 }
 
