@@ -39,7 +39,8 @@ impl Vcpu {
     pub fn new(vm: &VmFd, template: &cpuid::Template, id: u8, count: u8) -> Result<Self, CpuError> {
         let failed = |what| move |source| CpuError::Kvm { what, id, source };
         let fd = vm.create_vcpu(u64::from(id)).map_err(failed("ask for creation"))?;
-        fd.set_cpuid2(&template.for_processor(id, count)).map_err(failed("set the features"))?;
+        let features = template.for_processor(id, count).map_err(failed("fit the features"))?;
+        fd.set_cpuid2(&features).map_err(failed("set the features"))?;
         registers::set_msrs(&fd, id, template.is_intel())?;
         Ok(Self { id, fd })
     }
