@@ -23,6 +23,49 @@ const AVAILABLE_ELEMENT: usize = 2;
 const USED_ELEMENT: usize = 8;
 const EVENT: usize = 2;
 
+/// How often a device may still look for a chain before others get their turn.
+///
+/// It is charged for every look, whatever comes of it. What it is spent on is the guest's to choose: chains that hold
+/// nothing, or an index that goes up and down, must not keep a thread that serves others as well.
+#[derive(Debug)]
+pub struct Budget(usize);
+
+impl Budget {
+    /// For this many looks.
+    #[must_use]
+    pub fn new(looks: usize) -> Self {
+        Self(looks)
+    }
+
+    /// Of a thread that serves nobody else.
+    #[must_use]
+    pub fn unlimited() -> Self {
+        Self(usize::MAX)
+    }
+
+    /// Whether it is. There may be more to serve then.
+    #[must_use]
+    pub fn is_spent(&self) -> bool {
+        self.0 == 0
+    }
+
+    fn charge(&mut self) -> bool {
+        let left = self.0.checked_sub(1);
+        self.0 = left.unwrap_or(0);
+        left.is_some()
+    }
+}
+
+/// How far a queue has been served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Served {
+    /// It is empty, and the driver notifies the device of the next chain.
+    All,
+    /// The budget is spent: the device has to go on by itself.
+    Part,
+}
+
 /// A queue the driver enabled, known to lie within the guest's memory.
 #[derive(Debug)]
 pub struct Ring {
@@ -81,11 +124,39 @@ impl Ring {
         QueuePosition { available: self.queue.next_avail(), used: self.queue.next_used() }
     }
 
-    /// The next available chain.
+    /// Serves what is available: `each` is given every chain, and gives it back or keeps it. The driver is told of those
+    /// that came back. Says whether that was all.
+    ///
+    /// # Errors
+    /// Those of [`Ring::pop`] and of `each`.
+    pub fn serve(
+        &mut self,
+        budget: &mut Budget,
+        interrupt: &dyn Interrupt,
+        mut each: impl FnMut(&mut Self, AvailableChain) -> Result<(), DeviceError>,
+    ) -> Result<Served, DeviceError> {
+        loop {
+            while let Some(chain) = self.pop(budget)? {
+                each(self, chain)?;
+            }
+            self.signal(interrupt);
+            if budget.is_spent() {
+                return Ok(Served::Part);
+            }
+            if !self.rearm() {
+                return Ok(Served::All);
+            }
+        }
+    }
+
+    /// The next available chain; none if there is none, or `budget` is spent, which each look takes from.
     ///
     /// # Errors
     /// If the available ring claims more entries than it has, or a chain begins outside of the descriptor table.
-    pub fn pop(&mut self) -> Result<Option<AvailableChain>, DeviceError> {
+    pub fn pop(&mut self, budget: &mut Budget) -> Result<Option<AvailableChain>, DeviceError> {
+        if !budget.charge() {
+            return Ok(None);
+        }
         let (size, next) = (self.queue.size(), self.queue.next_avail());
         // Before the entries that it tells of.
         let index = u16::from_le(self.available.u16(INDEX).load(Ordering::Acquire));
@@ -238,6 +309,7 @@ mod tests {
     use vm_memory::Bytes;
 
     use super::*;
+    use crate::devices::virtio::testing::Interrupts;
 
     const TABLE: u64 = 0x1000;
     const AVAILABLE: u64 = 0x2000;
@@ -270,11 +342,11 @@ mod tests {
         assert!(!ring.rearm());
         assert!(notifies(&memory, 0, 1));
         assert!(ring.rearm(), "there is one to take");
-        assert!(ring.pop().unwrap().is_some());
+        assert!(ring.pop(&mut Budget::new(1)).unwrap().is_some());
         ring.disarm();
         assert!(!notifies(&memory, 1, 2) && !notifies(&memory, 1, 5));
         for _ in 1..5 {
-            assert!(ring.pop().unwrap().is_some());
+            assert!(ring.pop(&mut Budget::new(1)).unwrap().is_some());
         }
         assert!(!ring.rearm());
         assert!(notifies(&memory, 5, 6));
@@ -283,17 +355,17 @@ mod tests {
     #[test]
     fn chains_are_taken_in_order_and_none_twice() {
         let (memory, mut ring) = ring(0);
-        assert!(ring.pop().unwrap().is_none());
+        assert!(ring.pop(&mut Budget::new(1)).unwrap().is_none());
         // As often as the index wraps around, and a bit more.
         for index in 0..70_000_u32 {
             let head = (index * 7 % u32::from(SIZE)) as u16;
             let entry = AVAILABLE + 4 + 2 * u64::from(index % u32::from(SIZE));
             memory.write_obj(head, GuestAddress(entry)).unwrap();
             memory.write_obj((index + 1) as u16, GuestAddress(AVAILABLE + 2)).unwrap();
-            assert_eq!(ring.pop().unwrap().unwrap().head(), head);
+            assert_eq!(ring.pop(&mut Budget::new(1)).unwrap().unwrap().head(), head);
             ring.undo_pop();
-            assert_eq!(ring.pop().unwrap().unwrap().head(), head);
-            assert!(ring.pop().unwrap().is_none());
+            assert_eq!(ring.pop(&mut Budget::new(1)).unwrap().unwrap().head(), head);
+            assert!(ring.pop(&mut Budget::new(1)).unwrap().is_none());
         }
     }
 
@@ -302,16 +374,43 @@ mod tests {
         let (memory, mut ring) = ring(0);
         for index in [SIZE + 1, u16::MAX] {
             memory.write_obj(index, GuestAddress(AVAILABLE + 2)).unwrap();
-            let error = ring.pop().unwrap_err().to_string();
+            let error = ring.pop(&mut Budget::new(1)).unwrap_err().to_string();
             assert_eq!(error, "test: queue 0: the available ring claims more entries than it has");
         }
         memory.write_obj(SIZE, GuestAddress(AVAILABLE + 2)).unwrap();
-        assert!(ring.pop().unwrap().is_some());
+        assert!(ring.pop(&mut Budget::new(1)).unwrap().is_some());
         for head in [SIZE, u16::MAX] {
             memory.write_obj(head, GuestAddress(AVAILABLE + 4 + 2)).unwrap();
-            assert!(ring.pop().is_err(), "{head}");
+            assert!(ring.pop(&mut Budget::new(1)).is_err(), "{head}");
         }
         assert_eq!(ring.position().available, 1);
+    }
+
+    #[test]
+    fn a_driver_that_makes_chains_available_while_they_are_served_gets_what_its_budget_allows() {
+        let (memory, mut ring) = ring(1 << VIRTIO_RING_F_EVENT_IDX);
+        memory.write_obj(1_u16, GuestAddress(AVAILABLE + 2)).unwrap();
+        let (mut budget, interrupts, mut seen) = (Budget::new(100), Interrupts::default(), 0_u16);
+        let served = ring.serve(&mut budget, &interrupts, |ring, chain| {
+            seen += 1;
+            memory.write_obj(seen + 1, GuestAddress(AVAILABLE + 2)).unwrap();
+            ring.complete(chain.head(), 0)
+        });
+        assert_eq!((served.unwrap(), seen, interrupts.take(0)), (Served::Part, 100, 1));
+        // It goes on where it was, to the end.
+        let served = ring.serve(&mut Budget::new(100), &interrupts, |ring, chain| ring.complete(chain.head(), 0));
+        assert_eq!((served.unwrap(), ring.position().available), (Served::All, 101));
+    }
+
+    #[test]
+    fn a_look_that_finds_nothing_is_charged_too() {
+        let (_memory, mut ring) = ring(0);
+        let mut budget = Budget::new(3);
+        for _ in 0..3 {
+            assert!(!budget.is_spent());
+            assert!(ring.pop(&mut budget).unwrap().is_none());
+        }
+        assert!(budget.is_spent());
     }
 
     #[test]

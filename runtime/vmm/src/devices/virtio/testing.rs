@@ -2,8 +2,9 @@
 //! memory, with wrap-around and event indices, as a driver would keep them.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Barrier};
+use std::thread::JoinHandle;
 
 use virtio_bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
@@ -70,6 +71,20 @@ pub fn activation(
     }
 }
 
+/// Makes chains available as fast as a device gives them back, until it is dropped: what a second processor of a hostile
+/// guest does.
+pub struct Feeder {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Feeder {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.thread.take().map(JoinHandle::join);
+    }
+}
+
 /// The driver of one queue.
 #[derive(Debug)]
 pub struct Driver {
@@ -86,7 +101,13 @@ pub struct Driver {
 impl Driver {
     /// A queue of `size` entries whose rings start at `base`.
     pub fn new(memory: &GuestMemoryMmap, base: u64, size: u16) -> Self {
-        let driver = Self {
+        let driver = Self::at(memory, base, size);
+        driver.memory.write_slice(&vec![0; Self::span(size) as usize], GuestAddress(base)).unwrap();
+        driver
+    }
+
+    fn at(memory: &GuestMemoryMmap, base: u64, size: u16) -> Self {
+        Self {
             memory: memory.clone(),
             base,
             size,
@@ -95,9 +116,7 @@ impl Driver {
             available: 0,
             used: 0,
             event_index: true,
-        };
-        driver.memory.write_slice(&vec![0; Self::span(size) as usize], GuestAddress(base)).unwrap();
-        driver
+        }
     }
 
     /// Bytes the rings of a queue take.
@@ -180,11 +199,33 @@ impl Driver {
         self.memory.store(index.to_le(), GuestAddress(self.available_ring() + 2), Ordering::Release).unwrap();
     }
 
+    /// Keeps all entries of the ring available, whatever they are.
+    pub fn feed(&self) -> Feeder {
+        let (driver, stop) = (Self::at(&self.memory, self.base, self.size), Arc::new(AtomicBool::new(false)));
+        let stopped = stop.clone();
+        let begins = Arc::new(Barrier::new(2));
+        let begun = begins.clone();
+        let thread = std::thread::spawn(move || {
+            let feed = || driver.set_available_index(driver.used_index().wrapping_add(driver.size));
+            feed();
+            begins.wait();
+            while !stopped.load(Ordering::SeqCst) {
+                feed();
+            }
+        });
+        begun.wait();
+        Feeder { stop, thread: Some(thread) }
+    }
+
+    /// How many chains the device gave back, modulo 2^16.
+    pub fn used_index(&self) -> u16 {
+        u16::from_le(self.memory.load(GuestAddress(self.used_ring() + 2), Ordering::Acquire).unwrap())
+    }
+
     /// The next chain the device gave back: its head and how much was written. Asks for an
     /// interrupt at the one after.
     pub fn take(&mut self) -> Option<(u16, u32)> {
-        let index: u16 = self.memory.load(GuestAddress(self.used_ring() + 2), Ordering::Acquire).unwrap();
-        if u16::from_le(index) == self.used {
+        if self.used_index() == self.used {
             return None;
         }
         let entry = GuestAddress(self.used_ring() + 4 + 8 * u64::from(self.used % self.size));

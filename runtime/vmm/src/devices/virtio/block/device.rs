@@ -18,7 +18,7 @@ use super::metrics::BlockMetrics;
 use super::request;
 use crate::devices::virtio::chain::ChainScratch;
 use crate::devices::virtio::device::{Activation, DeviceError, Interrupt, VirtioDevice};
-use crate::devices::virtio::ring::Ring;
+use crate::devices::virtio::ring::{Budget, Ring, Served};
 use crate::devices::virtio::wake::Wake;
 
 const NAME: &str = "block";
@@ -84,36 +84,26 @@ impl Block {
 
     fn serve(&mut self) -> Result<(), DeviceError> {
         let Some(Active { ring, interrupt, write_through }) = &mut self.active else { return Ok(()) };
-        let mut batch = BATCH;
+        let (disk, scratch, metrics) = (&mut self.disk, &mut self.scratch, &self.metrics);
         let mut unsignalled = 0;
-        loop {
-            while let Some(chain) = ring.pop()? {
-                let chain = match self.scratch.load(&chain, CHAIN_LIMIT) {
-                    Ok(chain) => chain,
-                    Err(error) => return Err(ring.error(&error.to_string())),
-                };
-                let head = chain.head;
-                unsignalled += (chain.readable.len() + chain.writable.len()) as u64;
-                match request::serve(&mut self.disk, chain, *write_through, &self.metrics) {
-                    Some(written) => ring.complete(head, written)?,
-                    None => return Err(ring.error("a request has no room for its status")),
-                }
-                batch -= 1;
-                if batch == 0 {
-                    self.wake.set();
-                    ring.signal(interrupt.as_ref());
-                    return Ok(());
-                }
-                if unsignalled >= SIGNAL_BYTES {
-                    unsignalled = 0;
-                    ring.signal(interrupt.as_ref());
-                }
+        let served = ring.serve(&mut Budget::new(BATCH), interrupt.as_ref(), |ring, chain| {
+            let chain = scratch.load(&chain, CHAIN_LIMIT).map_err(|error| ring.error(&error.to_string()))?;
+            let head = chain.head;
+            unsignalled += (chain.readable.len() + chain.writable.len()) as u64;
+            match request::serve(disk, chain, *write_through, metrics) {
+                Some(written) => ring.complete(head, written)?,
+                None => return Err(ring.error("a request has no room for its status")),
             }
-            ring.signal(interrupt.as_ref());
-            if !ring.rearm() {
-                return Ok(());
+            if unsignalled >= SIGNAL_BYTES {
+                unsignalled = 0;
+                ring.signal(interrupt.as_ref());
             }
+            Ok(())
+        })?;
+        if served == Served::Part {
+            self.wake.set();
         }
+        Ok(())
     }
 }
 

@@ -28,7 +28,7 @@ use super::volumes::Volumes;
 use super::{credentials, short, transfer};
 use crate::devices::virtio::chain::{Chain, ChainError, ChainScratch};
 use crate::devices::virtio::device::{DeviceError, Interrupt};
-use crate::devices::virtio::ring::Ring;
+use crate::devices::virtio::ring::{Budget, Ring};
 use crate::devices::virtio::wake::Wake;
 use crate::sys::event_fd;
 
@@ -194,10 +194,11 @@ impl Shared {
     /// Serves a queue until it is empty.
     fn serve(self: &Arc<Self>, index: u16, scratch: &mut ChainScratch, by_crate: &ByCrate) -> Result<(), DeviceError> {
         let Some(ring) = self.rings.get(usize::from(index)) else { return Ok(()) };
+        let mut budget = Budget::unlimited();
         while !self.stopped.load(Ordering::Relaxed) {
             let chain = {
                 let mut ring = lock(ring);
-                match ring.pop()? {
+                match ring.pop(&mut budget)? {
                     Some(chain) => chain,
                     None if ring.rearm() => continue,
                     None => return Ok(()),

@@ -17,7 +17,7 @@ use super::state::NetState;
 use super::tap::Tap;
 use super::transmit::Transmit;
 use crate::devices::virtio::device::{Activation, DeviceError, Interrupt, VirtioDevice};
-use crate::devices::virtio::ring::Ring;
+use crate::devices::virtio::ring::{Ring, Served};
 use crate::devices::virtio::wake::Wake;
 
 const NAME: &str = "net";
@@ -89,7 +89,6 @@ impl Net {
         let events = epoll::create(CreateFlags::CLOEXEC)?;
         let wake = Wake::new()?;
         epoll::add(&events, &wake, EventData::new_u64(0), EventFlags::IN)?;
-        epoll::add(&events, &tap, EventData::new_u64(1), EventFlags::empty())?;
         Ok(Self {
             tap,
             config: ConfigSpace::new(state.mac, state.mtu),
@@ -119,30 +118,34 @@ impl Net {
         let wait = receive.serve(interrupt.as_ref(), &self.tap, &self.metrics)?;
         match wait {
             Wait::Packet => self.watch(true),
-            Wait::Room => self.watch(false),
-            // Epoll would tell of its end for ever.
-            Wait::Never => drop(epoll::delete(&self.events, &self.tap)),
+            Wait::Room | Wait::Never => self.watch(false),
+            Wait::Turn => self.wake.set(),
         }
         Ok(())
     }
 
     fn serve_transmit(&mut self) -> Result<(), DeviceError> {
         let Some(Active { transmit, interrupt, .. }) = &mut self.active else { return Ok(()) };
-        if transmit.serve(interrupt.as_ref(), &self.tap, &self.metrics)? {
+        if transmit.serve(interrupt.as_ref(), &self.tap, &self.metrics)? == Served::Part {
             self.wake.set();
         }
         Ok(())
     }
 
     /// Wants to hear of packets, or not: a tap that is readable while the guest has no room
-    /// would wake the event loop for ever.
+    /// would wake the event loop for ever. So would one whose interface is gone, which epoll tells of whatever was asked
+    /// for: what is not waited for is not in the set.
     fn watch(&mut self, wanted: bool) {
-        if self.watching != wanted {
-            let flags = if wanted { EventFlags::IN } else { EventFlags::empty() };
-            // Fails only for a descriptor that is not in the set.
-            let _ = epoll::modify(&self.events, &self.tap, EventData::new_u64(1), flags);
-            self.watching = wanted;
+        if self.watching == wanted {
+            return;
         }
+        let changed = if wanted {
+            epoll::add(&self.events, &self.tap, EventData::new_u64(1), EventFlags::IN)
+        } else {
+            epoll::delete(&self.events, &self.tap)
+        };
+        // Fails only for want of memory, and is tried again at the next packet or buffer.
+        self.watching = if changed.is_ok() { wanted } else { self.watching };
     }
 }
 

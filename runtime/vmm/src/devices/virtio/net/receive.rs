@@ -8,10 +8,12 @@ use super::tap::Tap;
 use super::{FRAME_LIMIT, HEADER_SIZE};
 use crate::devices::virtio::chain_queue::ChainQueue;
 use crate::devices::virtio::device::{DeviceError, Interrupt};
-use crate::devices::virtio::ring::Ring;
+use crate::devices::virtio::ring::{Budget, Ring};
 
 /// Packets given in one go before others get their turn.
 const BATCH: usize = 256;
+/// Looks for chains in one go: a packet may take dozens.
+pub const LOOKS: usize = 4096;
 /// Packets given before the guest hears of them, though more are there.
 const SIGNAL_PACKETS: usize = 32;
 /// Where the header says in how many chains the packet lies.
@@ -24,6 +26,8 @@ pub enum Wait {
     Packet,
     /// The guest has to make room.
     Room,
+    /// Others have to have had their turn.
+    Turn,
     /// Nothing: the interface behind the tap is gone.
     Never,
 }
@@ -49,14 +53,18 @@ impl Receive {
     /// Gives the guest what the tap has. Says what to wait for.
     pub fn serve(&mut self, interrupt: &dyn Interrupt, tap: &Tap, metrics: &NetMetrics) -> Result<Wait, DeviceError> {
         let mut packets = 0;
+        let mut budget = Budget::new(LOOKS);
         let wait = loop {
-            self.fill()?;
+            self.fill(&mut budget)?;
             let given = if self.kept.is_empty() { self.next(tap, metrics) } else { self.give_kept(metrics) };
             match given {
                 Given::Packet(length) => self.finish(length, metrics)?,
                 Given::Nothing => break Wait::Packet,
                 Given::NoMore => break Wait::Never,
                 Given::NoRoom => {
+                    if budget.is_spent() {
+                        break Wait::Turn;
+                    }
                     if self.ring.rearm() {
                         continue;
                     }
@@ -77,9 +85,9 @@ impl Receive {
     }
 
     /// Takes chains up to where any packet would fit.
-    fn fill(&mut self) -> Result<(), DeviceError> {
+    fn fill(&mut self, budget: &mut Budget) -> Result<(), DeviceError> {
         while self.chains.room() < FRAME_LIMIT && !self.chains.is_full() {
-            let Some(chain) = self.ring.pop()? else { break };
+            let Some(chain) = self.ring.pop(budget)? else { break };
             let limit = usize::from(self.ring.size());
             match self.chains.push(chain, limit) {
                 Ok(None) => {}

@@ -6,7 +6,7 @@ use super::metrics::NetMetrics;
 use super::{FRAME_LIMIT, HEADER_SIZE};
 use crate::devices::virtio::chain::ChainScratch;
 use crate::devices::virtio::device::{DeviceError, Interrupt};
-use crate::devices::virtio::ring::Ring;
+use crate::devices::virtio::ring::{Budget, Ring, Served};
 
 /// Packets taken in one go before others get their turn.
 const BATCH: usize = 256;
@@ -24,43 +24,28 @@ impl Transmit {
         Self { ring, scratch: ChainScratch::new() }
     }
 
-    /// Passes packets on to the tap. True if more wait. A packet that the tap does not take
+    /// Passes packets on to the tap, as far as a go reaches. A packet that the tap does not take
     /// is lost, as on any wire.
     pub fn serve(
         &mut self,
         interrupt: &dyn Interrupt,
         tap: &impl AsFd,
         metrics: &NetMetrics,
-    ) -> Result<bool, DeviceError> {
-        let ring = &mut self.ring;
-        let mut batch = BATCH;
-        loop {
-            while let Some(chain) = ring.pop()? {
-                let limit = usize::from(ring.size());
-                let mut chain = match self.scratch.load(&chain, limit) {
-                    Ok(chain) => chain,
-                    Err(error) => return Err(ring.error(&error.to_string())),
-                };
-                let length = chain.readable.len();
-                let makes_sense = !chain.faulty && (HEADER_SIZE + 1..=FRAME_LIMIT).contains(&length);
-                let fd: BorrowedFd<'_> = tap.as_fd();
-                if makes_sense && chain.readable.write_packet(fd).is_ok() {
-                    NetMetrics::count(&metrics.sent, 1);
-                    NetMetrics::count(&metrics.sent_bytes, length);
-                } else {
-                    NetMetrics::count(&metrics.send_dropped, 1);
-                }
-                ring.complete(chain.head, 0)?;
-                batch -= 1;
-                if batch == 0 {
-                    ring.signal(interrupt);
-                    return Ok(true);
-                }
+    ) -> Result<Served, DeviceError> {
+        let scratch = &mut self.scratch;
+        self.ring.serve(&mut Budget::new(BATCH), interrupt, |ring, chain| {
+            let limit = usize::from(ring.size());
+            let mut chain = scratch.load(&chain, limit).map_err(|error| ring.error(&error.to_string()))?;
+            let length = chain.readable.len();
+            let makes_sense = !chain.faulty && (HEADER_SIZE + 1..=FRAME_LIMIT).contains(&length);
+            let fd: BorrowedFd<'_> = tap.as_fd();
+            if makes_sense && chain.readable.write_packet(fd).is_ok() {
+                NetMetrics::count(&metrics.sent, 1);
+                NetMetrics::count(&metrics.sent_bytes, length);
+            } else {
+                NetMetrics::count(&metrics.send_dropped, 1);
             }
-            ring.signal(interrupt);
-            if !ring.rearm() {
-                return Ok(false);
-            }
-        }
+            ring.complete(chain.head, 0)
+        })
     }
 }

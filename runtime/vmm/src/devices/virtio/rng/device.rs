@@ -11,7 +11,7 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use super::metrics::RngMetrics;
 use crate::devices::virtio::chain::ChainScratch;
 use crate::devices::virtio::device::{Activation, DeviceError, Interrupt, VirtioDevice};
-use crate::devices::virtio::ring::Ring;
+use crate::devices::virtio::ring::{Budget, Ring, Served};
 use crate::devices::virtio::wake::Wake;
 
 pub(crate) const NAME: &str = "rng";
@@ -59,32 +59,21 @@ impl Rng {
 
     fn serve(&mut self) -> Result<(), DeviceError> {
         let Some(Active { ring, interrupt }) = &mut self.active else { return Ok(()) };
-        let mut batch = BATCH;
-        loop {
-            while let Some(chain) = ring.pop()? {
-                let limit = usize::from(ring.size());
-                let mut chain = match self.scratch.load(&chain, limit) {
-                    Ok(chain) => chain,
-                    Err(error) => return Err(ring.error(&error.to_string())),
-                };
-                let count = chain.writable.len().min(BYTES_LIMIT);
-                // No entropy is an empty answer: the driver asks again.
-                let written = if chain.writable.write_random(count).is_ok() { count } else { 0 };
-                self.metrics.requests.fetch_add(1, Ordering::Relaxed);
-                self.metrics.bytes.fetch_add(written as u64, Ordering::Relaxed);
-                ring.complete(chain.head, written as u32)?;
-                batch -= 1;
-                if batch == 0 {
-                    self.wake.set();
-                    ring.signal(interrupt.as_ref());
-                    return Ok(());
-                }
-            }
-            ring.signal(interrupt.as_ref());
-            if !ring.rearm() {
-                return Ok(());
-            }
+        let (scratch, metrics) = (&mut self.scratch, &self.metrics);
+        let served = ring.serve(&mut Budget::new(BATCH), interrupt.as_ref(), |ring, chain| {
+            let limit = usize::from(ring.size());
+            let mut chain = scratch.load(&chain, limit).map_err(|error| ring.error(&error.to_string()))?;
+            let count = chain.writable.len().min(BYTES_LIMIT);
+            // No entropy is an empty answer: the driver asks again.
+            let written = if chain.writable.write_random(count).is_ok() { count } else { 0 };
+            metrics.requests.fetch_add(1, Ordering::Relaxed);
+            metrics.bytes.fetch_add(written as u64, Ordering::Relaxed);
+            ring.complete(chain.head, written as u32)
+        })?;
+        if served == Served::Part {
+            self.wake.set();
         }
+        Ok(())
     }
 }
 

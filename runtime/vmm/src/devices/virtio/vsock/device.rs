@@ -15,7 +15,7 @@ use super::packet::{HEADER_SIZE, Header};
 use super::state::VsockState;
 use crate::devices::virtio::chain::{ChainError, ChainScratch};
 use crate::devices::virtio::device::{Activation, DeviceError, DeviceState, Interrupt, VirtioDevice};
-use crate::devices::virtio::ring::Ring;
+use crate::devices::virtio::ring::{Budget, Ring, Served};
 use crate::devices::virtio::wake::Wake;
 
 const NAME: &str = "vsock";
@@ -26,7 +26,7 @@ const EVENTS: u16 = 2;
 /// and cost it half a MiB. It has eight buffers for events.
 const QUEUE_SIZES: [u16; 3] = [128, 128, 8];
 /// Packets passed on in one go before other devices get their turn.
-const BATCH: usize = 256;
+pub const BATCH: usize = 256;
 /// Packets given in one go before the guest hears of them.
 const SIGNAL_PACKETS: usize = 32;
 /// The event that makes the guest forget its connections.
@@ -112,40 +112,37 @@ impl Vsock {
 
     fn take_from_guest(&mut self) -> Result<(), DeviceError> {
         let Some(Active { from_guest: ring, interrupt, .. }) = &mut self.active else { return Ok(()) };
-        let mut batch = BATCH;
-        loop {
-            while let Some(chain) = ring.pop()? {
-                let limit = usize::from(ring.size());
-                let mut chain = self.scratch.load(&chain, limit).map_err(|error| bad_chain(ring, error))?;
-                let header = chain.readable.read_array::<HEADER_SIZE>().map(|bytes| Header::from_bytes(&bytes));
-                match header {
-                    Some(header) if !chain.faulty && header.len as usize <= chain.readable.len() => {
-                        chain.readable.truncate(header.len as usize);
-                        self.muxer.input(&header, &mut chain.readable);
-                    }
-                    // Who sent it cannot be told for sure, so nobody is.
-                    _ => VsockMetrics::count(&self.metrics.bad_packets, 1),
+        let (scratch, muxer, metrics) = (&mut self.scratch, &mut self.muxer, &self.metrics);
+        let served = ring.serve(&mut Budget::new(BATCH), interrupt.as_ref(), |ring, chain| {
+            let limit = usize::from(ring.size());
+            let mut chain = scratch.load(&chain, limit).map_err(|error| bad_chain(ring, error))?;
+            let header = chain.readable.read_array::<HEADER_SIZE>().map(|bytes| Header::from_bytes(&bytes));
+            match header {
+                Some(header) if !chain.faulty && header.len as usize <= chain.readable.len() => {
+                    chain.readable.truncate(header.len as usize);
+                    muxer.input(&header, &mut chain.readable);
                 }
-                ring.complete(chain.head, 0)?;
-                batch -= 1;
-                if batch == 0 {
-                    self.wake.set();
-                    ring.signal(interrupt.as_ref());
-                    return Ok(());
-                }
+                // Who sent it cannot be told for sure, so nobody is.
+                _ => VsockMetrics::count(&metrics.bad_packets, 1),
             }
-            ring.signal(interrupt.as_ref());
-            if !ring.rearm() {
-                return Ok(());
-            }
+            ring.complete(chain.head, 0)
+        })?;
+        if served == Served::Part {
+            self.wake.set();
         }
+        Ok(())
     }
 
     fn give_to_guest(&mut self) -> Result<(), DeviceError> {
         let Some(Active { to_guest: ring, interrupt, .. }) = &mut self.active else { return Ok(()) };
-        let mut batch = 0;
+        let mut budget = Budget::new(BATCH);
+        let mut packets = 0;
         while self.muxer.has_output() {
-            let Some(chain) = ring.pop()? else {
+            let Some(chain) = ring.pop(&mut budget)? else {
+                if budget.is_spent() {
+                    self.wake.set();
+                    break;
+                }
                 // The guest has to tell when there are buffers again.
                 if ring.rearm() {
                     continue;
@@ -166,12 +163,8 @@ impl Vsock {
                 // Of no use for any packet.
                 _ => ring.complete(chain.head, 0)?,
             }
-            batch += 1;
-            if batch == BATCH {
-                self.wake.set();
-                break;
-            }
-            if batch % SIGNAL_PACKETS == 0 {
+            packets += 1;
+            if packets % SIGNAL_PACKETS == 0 {
                 ring.signal(interrupt.as_ref());
             }
         }
@@ -181,8 +174,13 @@ impl Vsock {
 
     fn send_events(&mut self) -> Result<(), DeviceError> {
         let Some(Active { events: ring, interrupt, .. }) = &mut self.active else { return Ok(()) };
+        let mut budget = Budget::new(BATCH);
         while self.reset_event_due {
-            let Some(chain) = ring.pop()? else {
+            let Some(chain) = ring.pop(&mut budget)? else {
+                if budget.is_spent() {
+                    self.wake.set();
+                    break;
+                }
                 if ring.rearm() {
                     continue;
                 }

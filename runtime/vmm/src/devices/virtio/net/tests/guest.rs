@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::devices::virtio::device::VirtioDevice;
+use crate::devices::virtio::device::{DeviceError, VirtioDevice};
 use crate::devices::virtio::net::{HEADER_SIZE, Net, Tap};
 use crate::devices::virtio::testing::{Driver, FEATURES, Interrupts, activation, memory, readable, writable};
 
@@ -22,11 +23,14 @@ const EXPERIMENTAL: [u8; 2] = [0x88, 0xb5];
 const RECEIVE_BASE: u64 = 0x10_0000;
 const TRANSMIT_BASE: u64 = 0x30_0000;
 /// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The end of a tap's cable: sends to and hears from the guest.
 pub struct Wire {
     socket: OwnedFd,
+    /// A netlink socket of its namespace, and the tap's number there.
+    routes: OwnedFd,
+    index: libc::c_int,
 }
 
 impl Wire {
@@ -50,7 +54,9 @@ impl Wire {
             ioctl(&control, libc::SIOCGIFINDEX, &mut request)?;
             // SAFETY: the kernel has set the index.
             let index = unsafe { request.ifr_ifru.ifru_ifindex };
-            io::Result::Ok((OwnedFd::from(tun), Self { socket: packet_socket(index)? }))
+            // NETLINK_ROUTE is the first of its protocols.
+            let routes = rustix::net::socket(AddressFamily::NETLINK, SocketType::RAW, None)?;
+            io::Result::Ok((OwnedFd::from(tun), Self { socket: packet_socket(index)?, routes, index }))
         });
         match made.join().unwrap() {
             Ok(made) => Some(made),
@@ -59,6 +65,21 @@ impl Wire {
                 None
             }
         }
+    }
+
+    /// Removes the tap's interface, as the end of a pod's network does.
+    pub fn cut(&self) {
+        // RTM_DELLINK with NLM_F_REQUEST and NLM_F_ACK, of an interface by its number (rtnetlink(7)).
+        let mut message = [0; 32];
+        message[..4].copy_from_slice(&32_u32.to_ne_bytes());
+        message[4..6].copy_from_slice(&17_u16.to_ne_bytes());
+        message[6..8].copy_from_slice(&5_u16.to_ne_bytes());
+        message[20..24].copy_from_slice(&self.index.to_ne_bytes());
+        assert_eq!(rustix::net::send(&self.routes, &message, SendFlags::empty()).unwrap(), message.len());
+        let mut answer = [0; 256];
+        rustix::net::recv(&self.routes, &mut answer[..], RecvFlags::empty()).unwrap();
+        // NLMSG_ERROR with the number of none.
+        assert_eq!((answer[4], &answer[16..20]), (2, &[0; 4][..]));
     }
 
     /// Sends a frame towards the guest.
@@ -145,6 +166,7 @@ pub struct Guest {
     pub interrupts: Arc<Interrupts>,
     buffers: HashMap<u16, (u64, u32)>,
     next: u64,
+    features: u64,
 }
 
 impl Guest {
@@ -159,11 +181,20 @@ impl Guest {
             interrupts: Arc::default(),
             buffers: HashMap::new(),
             next: RECEIVE_BASE,
+            features,
         };
-        let queues = [&guest.to_guest, &guest.from_guest];
-        let activation = activation(&guest.memory, &queues, FEATURES | features, &guest.interrupts);
-        guest.net.activate(activation).unwrap();
+        guest.activate().unwrap();
         guest
+    }
+
+    /// Gets the device ready, with the queues as they are.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn activate(&mut self) -> Result<(), DeviceError> {
+        let queues = [&self.to_guest, &self.from_guest];
+        let activation = activation(&self.memory, &queues, FEATURES | self.features, &self.interrupts);
+        self.net.activate(activation)
     }
 
     /// Gives the device buffers to fill, and tells it.

@@ -3,13 +3,15 @@
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
 
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::guest::{Guest, Ports, RX_BUFFER, connect, read_rest};
+use super::guest::{Guest, PATIENCE, Ports, RX_BUFFER, connect, read_rest};
 use crate::devices::virtio::device::VirtioDevice;
-use crate::devices::virtio::testing::{readable, writable};
+use crate::devices::virtio::testing::{Driver, readable, writable};
+use crate::devices::virtio::vsock::device::BATCH;
 use crate::devices::virtio::vsock::muxer::RESETS_LIMIT;
 use crate::devices::virtio::vsock::packet::{HEADER_SIZE, Header, SHUTDOWN_SEND, op};
 
@@ -304,6 +306,24 @@ fn run(steps: Vec<Step>) {
     let (mut stream, ports) = connect(&mut guest, 80);
     stream.write_all(b"still").unwrap();
     guest.until("data comes", |guest| guest.sockets[&ports].received.len() == 5);
+}
+
+#[test]
+fn buffers_too_small_for_an_event_keep_nobody_for_longer_than_a_go() {
+    let state = Guest::new().vsock.own_state();
+    let mut guest = Guest::inactive(Some(&state));
+    guest.events = Driver::new(&guest.memory, 0x4f_0000, 256);
+    guest.activate().unwrap();
+    let _feeder = guest.events.feed();
+    let (mut all, begun) = (0, Instant::now());
+    while all < 20_000 {
+        let before = guest.events.used_index();
+        guest.vsock.queue_notified(2).unwrap();
+        let given_back = usize::from(guest.events.used_index().wrapping_sub(before));
+        assert!(given_back <= BATCH, "{given_back} in one go");
+        all += given_back;
+        assert!(begun.elapsed() < PATIENCE, "the guest's other processor does nothing");
+    }
 }
 
 proptest! {
