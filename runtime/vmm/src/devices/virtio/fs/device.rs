@@ -9,6 +9,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::by_crate::ByCrate;
 use super::config::ConfigSpace;
 use super::volumes::Volumes;
 use super::workers::Workers;
@@ -16,7 +17,7 @@ use crate::devices::virtio::device::{Activation, DeviceError, VirtioDevice};
 use crate::devices::virtio::ring::Ring;
 use crate::devices::virtio::wake::Wake;
 
-const NAME: &str = "fs";
+pub(super) const NAME: &str = "fs";
 /// Forgotten files, then requests. A request of 1 MiB in pages takes 258 descriptors, or one
 /// that leads to a table of them.
 const QUEUE_SIZES: [u16; 2] = [128, 512];
@@ -71,7 +72,7 @@ impl VirtioDevice for Fs {
         let rings = (0..).zip(queues).map(|(index, queue)| Ring::new(NAME, index, queue, &memory, features));
         let rings = rings.collect::<Result<Vec<_>, _>>()?;
         let (volumes, failed) = (self.volumes.clone(), self.failed.clone());
-        let workers = Workers::start(rings, &self.notifications, interrupt, volumes, failed);
+        let workers = Workers::start(rings, &self.notifications, interrupt, volumes, failed, ByCrate::new);
         let failed = |error: io::Error| DeviceError { device: NAME, reason: format!("no thread for it: {error}") };
         self.workers = Some(workers.map_err(failed)?);
         Ok(())

@@ -22,6 +22,7 @@ use vm_memory::ByteValued;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::by_crate::ByCrate;
+use super::device::NAME;
 use super::metrics::FsMetrics;
 use super::passthrough::Passthrough;
 use super::volumes::Volumes;
@@ -60,6 +61,8 @@ struct Shared {
     threads: Mutex<Vec<JoinHandle<()>>>,
     failure: Mutex<Option<DeviceError>>,
     failed: Arc<Wake>,
+    /// Makes a thread's room for requests.
+    room: fn() -> io::Result<ByCrate>,
 }
 
 /// The threads. Dropping it ends them.
@@ -69,13 +72,15 @@ pub struct Workers {
 
 impl Workers {
     /// Serves `rings`, of which `notifications` tell. `failed` is set when the driver has
-    /// broken the protocol, see [`Workers::failure`].
+    /// broken the protocol, or a thread cannot go on, see [`Workers::failure`]. Each thread has
+    /// a `room` of its own.
     pub fn start(
         rings: Vec<Ring>,
         notifications: &[EventFd],
         interrupt: Arc<dyn Interrupt>,
         volumes: Arc<Volumes>,
         failed: Arc<Wake>,
+        room: fn() -> io::Result<ByCrate>,
     ) -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let (stop, more) = (Wake::new()?, Wake::new()?);
@@ -98,6 +103,7 @@ impl Workers {
             threads: Mutex::default(),
             failure: Mutex::default(),
             failed,
+            room,
         });
         // What was made available before the first of them waits is not announced again.
         shared.more.set();
@@ -106,7 +112,7 @@ impl Workers {
         Ok(workers)
     }
 
-    /// What the driver did that only a reset mends, once.
+    /// What happened that only a reset mends, once.
     pub fn failure(&self) -> Option<DeviceError> {
         lock(&self.shared.failure).take()
     }
@@ -135,45 +141,52 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    /// Starts a thread unless there are enough.
+    /// Starts a thread unless there are enough. What it needs it has before it counts as one.
     fn spawn(self: &Arc<Self>) -> io::Result<()> {
         let mut threads = lock(&self.threads);
         if threads.len() < THREAD_LIMIT {
-            let shared = self.clone();
+            let (shared, by_crate) = (self.clone(), (self.room)()?);
             let builder = thread::Builder::new().name("nacelle-fs".into()).stack_size(STACK);
-            threads.push(builder.spawn(move || shared.run())?);
+            threads.push(builder.spawn(move || shared.run(&by_crate))?);
         }
         Ok(())
     }
 
-    fn run(self: &Arc<Self>) {
-        if let Err(error) = credentials::prepare_thread() {
-            crate::report("a thread for volumes cannot get a umask of its own", &error);
+    /// Serves until it is told to stop. A thread that ends otherwise would be missed by nobody but the guest, whose requests
+    /// may all have been its to serve: the driver is told that the device needs a reset, after which there are new threads.
+    fn run(self: &Arc<Self>, by_crate: &ByCrate) {
+        if let Err(error) = self.prepare().and_then(|()| self.serve_all(by_crate)) {
+            lock(&self.failure).get_or_insert(error);
+            self.failed.set();
         }
-        let by_crate = match ByCrate::new() {
-            Ok(by_crate) => by_crate,
-            Err(error) => return crate::report("a thread for volumes has no memory for requests", &error),
-        };
+    }
+
+    fn prepare(&self) -> Result<(), DeviceError> {
+        credentials::prepare_thread().map_err(|error| self.failed("a thread cannot get a umask of its own", &error))
+    }
+
+    fn serve_all(self: &Arc<Self>, by_crate: &ByCrate) -> Result<(), DeviceError> {
         let mut scratch = ChainScratch::new();
         loop {
             self.idle.fetch_add(1, Ordering::SeqCst);
             let event = self.wait();
             self.idle.fetch_sub(1, Ordering::SeqCst);
-            let result = match event {
-                Ok(STOP) => return,
+            match event {
+                Ok(STOP) => return Ok(()),
                 Ok(MORE) => {
                     self.more.clear();
-                    (0..self.rings.len()).rev().try_for_each(|index| self.serve(index as u16, &mut scratch, &by_crate))
+                    (0..self.rings.len())
+                        .rev()
+                        .try_for_each(|index| self.serve(index as u16, &mut scratch, by_crate))?;
                 }
-                Ok(index) => u16::try_from(index).map_or(Ok(()), |index| self.serve(index, &mut scratch, &by_crate)),
-                Err(error) => return crate::report("a thread for volumes cannot wait for requests", &error),
-            };
-            if let Err(error) = result {
-                lock(&self.failure).get_or_insert(error);
-                self.failed.set();
-                return;
+                Ok(index) => u16::try_from(index).map_or(Ok(()), |index| self.serve(index, &mut scratch, by_crate))?,
+                Err(error) => return Err(self.failed("a thread cannot wait for requests", &error)),
             }
         }
+    }
+
+    fn failed(&self, what: &str, error: &io::Error) -> DeviceError {
+        DeviceError { device: NAME, reason: format!("{what}: {error}") }
     }
 
     fn wait(&self) -> io::Result<u64> {
@@ -346,4 +359,44 @@ fn is_known(opcode: u32) -> bool {
     ]
     .into_iter()
     .any(|known| known as u32 == opcode)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::virtio::testing::{Driver, FEATURES, Interrupts, memory};
+
+    /// The threads of a device that nobody asks anything.
+    fn start(room: fn() -> io::Result<ByCrate>) -> io::Result<Workers> {
+        let memory = memory(0x10_0000);
+        let rings = [(0, 0x1000, 128), (1, 0x8000, 512)].map(|(index, base, size)| {
+            let driver = Driver::new(&memory, base, size);
+            Ring::new(NAME, index, driver.queue(), &memory, FEATURES).unwrap()
+        });
+        let (interrupt, failed) = (Arc::<Interrupts>::default(), Arc::new(Wake::new().unwrap()));
+        Workers::start(rings.into(), &[], interrupt, Arc::new(Volumes::new()), failed, room)
+    }
+
+    #[test]
+    fn a_first_thread_that_cannot_start_is_an_error_of_the_device() {
+        let none = || Err(io::ErrorKind::OutOfMemory.into());
+        assert_eq!(start(none).unwrap_err().kind(), io::ErrorKind::OutOfMemory);
+    }
+
+    #[test]
+    fn a_further_thread_that_cannot_start_is_none_and_the_others_serve() {
+        static MADE: AtomicUsize = AtomicUsize::new(0);
+        let one = || match MADE.fetch_add(1, Ordering::SeqCst) {
+            1 => Err(io::ErrorKind::OutOfMemory.into()),
+            _ => ByCrate::new(),
+        };
+        let workers = start(one).unwrap();
+        assert!(workers.shared.spawn().is_err());
+        assert_eq!(lock(&workers.shared.threads).len(), 1, "it does not take the place of one that can");
+        for _ in 0..THREAD_LIMIT {
+            workers.shared.spawn().unwrap();
+        }
+        assert_eq!(lock(&workers.shared.threads).len(), THREAD_LIMIT);
+        assert!(workers.failure().is_none());
+    }
 }
