@@ -86,6 +86,8 @@ struct Inner {
     window_capability: usize,
     registers: Registers,
     active: bool,
+    /// It has been taken off the bus. A processor may be about to access it all the same.
+    detached: bool,
     /// First port of the notifications that KVM handles.
     connected: Option<u16>,
 }
@@ -134,6 +136,7 @@ impl VirtioPci {
                 window_capability,
                 registers,
                 active: false,
+                detached: false,
                 connected: None,
             }),
         })
@@ -219,6 +222,8 @@ impl VirtioPci {
                 inner.registers.reset();
                 self.interrupt.forget_vectors();
             }
+            // What it registered then would stay in KVM, in the way of the next device in its slot.
+            Effect::Activate if inner.detached => {}
             Effect::Activate => {
                 if let Err(error) = self.activate(inner, &[]) {
                     self.fail(inner, &error);
@@ -282,8 +287,9 @@ impl VirtioPci {
         Ok(())
     }
 
-    /// Lets KVM handle the notifications where the function answers now. Where it cannot,
-    /// [`VirtioPci::write_port`] does the same, only slower.
+    /// Lets KVM handle the notifications where the function answers now. Where nobody does,
+    /// [`VirtioPci::write_port`] does the same, only slower; where another function answers, which is the guest's own doing,
+    /// that one is notified.
     fn connect(&self, inner: &mut Inner) {
         self.disconnect(inner);
         let Some(ports) = inner.config.ports().filter(|_| inner.active) else { return };
@@ -306,6 +312,7 @@ impl VirtioPci {
     /// Silences the device for good: it has been taken off the bus.
     pub fn detach(&self) {
         let mut inner = self.lock();
+        inner.detached = true;
         self.ports.store(NOWHERE, Ordering::Release);
         self.window.store(NOWHERE, Ordering::Release);
         self.deactivate(&mut inner);

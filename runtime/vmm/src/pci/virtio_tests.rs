@@ -238,6 +238,42 @@ fn a_removed_device_is_gone_and_its_slot_free() {
     assert_eq!(again.slot(), 1);
 }
 
+/// A processor that looked the function up before it was removed, and goes on writing to its registers afterwards.
+#[test]
+fn a_removed_device_is_not_activated_and_leaves_no_notifications_behind() {
+    let Setup { bus, function, calls } = setup();
+    let setup = Setup { bus, function, calls };
+    setup.drive(0x10_0000);
+    setup.bus.remove(1).unwrap();
+    let late = Arc::clone(&setup.function);
+    for (offset, data) in [
+        (STATUS, &[0_u8][..]),
+        (STATUS, &[3]),
+        (8, &1_u32.to_le_bytes()),
+        (12, &1_u32.to_le_bytes()),
+        (STATUS, &[0xb]),
+        (SELECT_QUEUE, &0_u16.to_le_bytes()),
+        (24, &32_u16.to_le_bytes()),
+        (32, &0x10_0000_u32.to_le_bytes()),
+        (40, &0x10_1000_u32.to_le_bytes()),
+        (48, &0x10_2000_u32.to_le_bytes()),
+        (28, &1_u16.to_le_bytes()),
+        (STATUS, &[0xf]),
+    ] {
+        late.write_port(offset, data);
+    }
+    late.write_config(0x10, &0x4000_u32.to_le_bytes());
+    late.write_config(4, &7_u32.to_le_bytes());
+    assert_eq!((setup.calls(), late.connected_ports()), ((1, 1), None));
+    // The ports are free for the next in its slot, wherever the late one was moved to.
+    for ports in [0x1200, 0x4000] {
+        let event = EventFd::new(0).unwrap();
+        for address in notification_ports(ports).take(2) {
+            setup.bus.vm().register_ioevent(&event, &IoEventAddress::Pio(address), NoDatamatch).unwrap();
+        }
+    }
+}
+
 #[test]
 fn the_bus_holds_31_devices() {
     let setup = setup();
