@@ -74,7 +74,20 @@ impl Routes {
 
     fn route(&self, gsi: u32, message: Message) -> Result<(), RouteError> {
         let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
-        messages.insert(gsi, Some(message));
+        let before = messages.insert(gsi, Some(message));
+        let result = self.set(gsi, &messages);
+        if result.is_err() {
+            // KVM has the table of before. What it refused must not make it refuse the others' changes, too.
+            match before {
+                Some(before) => messages.insert(gsi, before),
+                None => messages.remove(&gsi),
+            };
+        }
+        result
+    }
+
+    /// Has KVM take the whole table, for a change to `gsi`.
+    fn set(&self, gsi: u32, messages: &BTreeMap<u32, Option<Message>>) -> Result<(), RouteError> {
         let entries: Vec<_> =
             messages.iter().filter_map(|(gsi, message)| message.map(|message| entry(*gsi, message))).collect();
         let table = KvmIrqRouting::from_entries(&entries).map_err(|_| RouteError::Exhausted)?;
@@ -147,6 +160,19 @@ mod tests {
         assert_eq!((first.gsi, second.gsi), (0, 1));
         drop(first);
         assert_eq!(Line::new(routes).unwrap().gsi, 0);
+    }
+
+    #[test]
+    fn what_kvm_refuses_once_is_not_asked_for_with_others() {
+        let routes = routes();
+        let mut line = Line::new(Arc::clone(&routes)).unwrap();
+        let message = Message { address: 0xfee0_0000, data: 0x41 };
+        line.raise(message).unwrap();
+        // No number of an interrupt.
+        assert!(matches!(routes.route(LIMIT, message), Err(RouteError::Kvm { gsi: LIMIT, .. })));
+        assert_eq!(*routes.messages.lock().unwrap(), BTreeMap::from([(0, Some(message))]));
+        line.raise(Message { address: 0xfee0_0000, data: 0x42 }).unwrap();
+        Line::new(routes).unwrap().raise(message).unwrap();
     }
 
     #[test]
