@@ -1,6 +1,7 @@
 //! What the VMM of a pod can reach of its host, as the host's kernel tells it.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use nacelle_proto::runtime::v1 as cri;
@@ -53,6 +54,11 @@ async fn a_vmm_reaches_nothing_of_its_host_but_what_its_guest_needs() {
     let saved = root.join("run/nacelle/templates");
     assert_eq!(names(&saved.join(&names(&saved)[0])), ["memory", "state"]);
     assert_eq!(names(&saved).len(), 1, "and no other's");
+    // Which nobody else on the host can read.
+    let saved = Path::new("/run/nacelle/templates").join(&names(&saved)[0]);
+    for path in [saved.clone(), saved.join("memory"), saved.join("state")] {
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o077, 0, "{}", path.display());
+    }
     let refused = |written: std::io::Result<()>| {
         assert_eq!(written.unwrap_err().kind(), std::io::ErrorKind::ReadOnlyFilesystem);
     };

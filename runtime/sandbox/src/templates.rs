@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -161,7 +161,9 @@ impl Templates {
         let paths = self.shared.layout.pod(&id);
         let work = Work { run: paths.run.clone(), saved: directory.join(format!("{name}.{id}.{UNFINISHED}")) };
         for path in [&work.run, &work.saved] {
-            fs::create_dir_all(path).map_err(Error::io("create directory", path))?;
+            // What all clones have in memory is nobody else's to read.
+            let mut builder = fs::DirBuilder::new();
+            builder.recursive(true).mode(0o700).create(path).map_err(Error::io("create directory", path))?;
         }
         // Released by the kernel if this process is killed.
         let lock = File::open(&work.saved).map_err(Error::io("open", &work.saved))?;

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use kvm_bindings::kvm_clock_data;
@@ -79,11 +80,17 @@ fn file(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SavedError
     move |source| SavedError::File { what, path: path.into(), source }
 }
 
+/// Makes a file that must not exist, for its owner only: what is in a guest's memory, and where, is what all guests that
+/// start from it share.
+fn create(path: &Path) -> io::Result<File> {
+    File::options().read(true).write(true).create_new(true).mode(0o600).open(path)
+}
+
 impl Saved {
     /// Writes it to `path`, which must not exist.
     pub fn write(&self, path: &Path) -> Result<(), SavedError> {
         let bytes = postcard::to_stdvec(self).map_err(|source| SavedError::Damaged { path: path.into(), source })?;
-        let mut output = File::create_new(path).map_err(file("create", path))?;
+        let mut output = create(path).map_err(file("create", path))?;
         output.write_all(HEADER.as_bytes()).and_then(|()| output.write_all(&bytes)).map_err(file("write", path))
     }
 
@@ -107,7 +114,7 @@ impl Saved {
 
 /// Makes the file of a template's memory, of `mib` MiB.
 pub fn create_memory(path: &Path, mib: u64) -> Result<File, SavedError> {
-    let memory = File::options().read(true).write(true).create_new(true).open(path).map_err(file("create", path))?;
+    let memory = create(path).map_err(file("create", path))?;
     memory.set_len(mib << 20).map_err(file("size", path))?;
     Ok(memory)
 }

@@ -7,6 +7,7 @@ mod machine;
 
 use std::fs;
 use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use machine::{Guest, code};
@@ -103,6 +104,10 @@ fn clones_go_on_where_their_template_stopped_and_do_not_see_each_other() {
     assert_eq!(connect(&template).call(&Request::Save, &[], TIMEOUT).unwrap(), Response::Done);
     let (exit, _, _template) = template.wait();
     assert_eq!(exit, Exit::Saved);
+    for file in [&files.memory, &files.state] {
+        let mode = fs::metadata(file).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode, 0o600, "{}: it is the memory of every clone", file.display());
+    }
     let before = fs::read(&files.memory).unwrap();
     let disk = tempfile::tempfile().unwrap();
     disk.set_len(4096).unwrap();
