@@ -13,6 +13,7 @@
 //! * The VMM process outlives the daemon. A daemon that starts adopts what runs.
 
 mod agent;
+mod beneath;
 mod cgroup;
 pub mod clock;
 mod config;
