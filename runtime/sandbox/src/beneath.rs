@@ -35,7 +35,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
-pub use self::socket::Socket;
+pub use self::socket::{Socket, connect_to};
 use crate::{Error, Result};
 
 /// How a name below a trusted directory is looked up.

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use crate::agent::{self, Agent};
 use crate::clock;
 use crate::live::Live;
-use crate::log::{LogFile, Sink, pump};
+use crate::log::{Location, LogFile, Sink, pump};
 use crate::model::{ContainerState, ContainerStatus, ExitInfo};
 use crate::record::{self, ContainerRecord};
 use crate::stdin::Stdin;
@@ -162,13 +162,14 @@ impl Container {
         let _ = state.wait_for(|state| *state == ContainerState::Exited).await;
     }
 
-    /// Opens the log, so that it exists before the process does.
+    /// Opens the log, so that it exists before the process does. Blocks. After a failure it can be tried again.
     pub fn open_log(&self) -> Result<Option<Arc<LogFile>>> {
         let record = self.record();
         if record.log_path.is_empty() {
             return Ok(None);
         }
-        let (log, place) = LogFile::open(record.log_path.as_ref(), record.log)?;
+        let location = Location::new(record.log_path.as_ref(), record.config.log_path.as_ref())?;
+        let (log, place) = LogFile::open(location, record.log)?;
         if record.log != Some(place) {
             self.update(|record| record.log = Some(place))?;
         }

@@ -6,7 +6,6 @@ use rustix::fs::mknodat;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use tempfile::TempDir;
 
-use super::socket::connect_to;
 use super::*;
 
 /// A trusted directory, and one outside that holds `secret`.

@@ -6,17 +6,25 @@
 //! the first line goes to a new file. A daemon that starts again finds the file by that,
 //! under whatever name it has by now.
 
-use std::fs::{self, File, Metadata};
-use std::io::{self, BufReader, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs::{File, Metadata};
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nacelle_proto::stdio::Stream;
+use rustix::fs::{FileType, OFlags, SeekFrom};
 use serde::{Deserialize, Serialize};
 
-use super::format::{Measure, measure};
+use super::Location;
+use super::format::{Counter, Measure};
+use crate::beneath::Directory;
 use crate::{Error, Result};
+
+/// Most files of a log directory that are looked through for one that was renamed.
+const FILES: usize = 10_000;
+/// How much of a log is counted at a time, in bytes.
+const CHUNK_BYTES: usize = 64 * 1024;
 
 /// Which file a log is in, and the offsets in the process's streams at which it begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,8 +48,12 @@ impl Place {
         }
     }
 
+    fn identity(&self) -> (u64, u64) {
+        (self.device, self.inode)
+    }
+
     fn is(&self, file: &Metadata) -> bool {
-        (self.device, self.inode) == (file.dev(), file.ino())
+        self.identity() == identify(file)
     }
 
     /// The offsets behind what a file of this place holds.
@@ -53,6 +65,7 @@ impl Place {
 /// An open log. Lines are appended whole, one `write` each time where the disk lets it.
 #[derive(Debug)]
 pub struct LogFile {
+    location: Location,
     path: PathBuf,
     // Held for one write: the streams' lines must not interleave within a line.
     state: Mutex<State>,
@@ -69,15 +82,17 @@ impl LogFile {
     /// Opens or creates the log, drops an incomplete last line, and counts what it holds.
     /// `place` is what was returned before for this process, if anything was.
     ///
-    /// A symbolic link at `path` is refused: the directory belongs to the kubelet, but
-    /// what lies in it may not.
-    pub fn open(path: &Path, place: Option<Place>) -> Result<(Self, Place)> {
-        if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory).map_err(Error::io("create log directory", directory))?;
-        }
-        let there = fs::symlink_metadata(path).ok();
+    /// Blocks for as long as the disk takes to read the log: not for a worker of the runtime. What is not a regular file, or is
+    /// reached by a link below [`Location`]'s line, is refused and left as it is. A failure changes nothing that matters: with
+    /// the same `place` it can be tried again at any time, for the agent keeps what no log has.
+    pub fn open(location: Location, place: Option<Place>) -> Result<(Self, Place)> {
+        let path = location.path();
+        let directory = location.directory()?;
+        let there = directory.stat(location.file())?;
         let earlier = match place {
-            Some(place) if !there.as_ref().is_some_and(|file| place.is(file)) => find(path, &place)?,
+            Some(place) if there.as_ref().is_none_or(|file| (file.st_dev, file.st_ino) != place.identity()) => {
+                find(&directory, &path, &place)?
+            }
             _ => None,
         };
         let (file, place, (stdout, stderr)) = match (place, earlier) {
@@ -85,8 +100,9 @@ impl LogFile {
             // never been away.
             (Some(place), Some((file, held))) if there.is_none() => (file, place, place.end(&held)),
             (place, earlier) => {
-                let (file, held) = open(path)?;
-                let metadata = file.metadata().map_err(Error::io("read log", path))?;
+                let file = open(&directory, location.file(), true)?;
+                let held = count(&file, &path)?;
+                let metadata = file.metadata().map_err(Error::io("read log", &path))?;
                 let end = match (place, earlier) {
                     (None, _) => (0, 0),
                     (Some(place), _) if place.is(&metadata) => place.end(&held),
@@ -97,7 +113,7 @@ impl LogFile {
                 (file, Place::ending(&metadata, &held, end.0, end.1), end)
             }
         };
-        Ok((Self { path: path.into(), state: Mutex::new(State { file, stdout, stderr }) }, place))
+        Ok((Self { location, path, state: Mutex::new(State { file, stdout, stderr }) }, place))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -135,13 +151,19 @@ impl LogFile {
     }
 
     /// Goes on in a new file at the log's path, if the file there is not the current one.
-    /// `record` notes the new file's place; if it fails, the log stays where it is.
+    /// `record` notes the new file's place; if it fails, the log stays where it is. Blocks, as [`LogFile::open`].
     pub fn reopen(&self, record: impl FnOnce(Place) -> Result<()>) -> Result<()> {
-        let mut state = self.lock();
-        let (file, held) = open(&self.path)?;
+        let file = open(&self.location.directory()?, self.location.file(), true)?;
         let identity = |file: &File| file.metadata().map_err(Error::io("read log", &self.path));
-        let (new, old) = (identity(&file)?, identity(&state.file)?);
-        if (new.dev(), new.ino()) == (old.dev(), old.ino()) {
+        let new = identity(&file)?;
+        let is_current = |state: &State| Ok::<_, Error>(identify(&new) == identify(&identity(&state.file)?));
+        if is_current(&self.lock())? {
+            return Ok(());
+        }
+        // Nobody writes to it yet, and it may take a while: lines meanwhile go where they went.
+        let held = count(&file, &self.path)?;
+        let mut state = self.lock();
+        if is_current(&state)? {
             return Ok(());
         }
         record(Place::ending(&new, &held, state.stdout, state.stderr))?;
@@ -157,40 +179,89 @@ impl State {
     }
 }
 
-/// Opens a log file for appending, without an incomplete last line, and counts it.
-fn open(path: &Path) -> Result<(File, Measure)> {
-    let file = File::options()
-        .read(true)
-        .append(true)
-        .create(true)
-        .mode(0o640)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
-        .open(path)
-        .map_err(Error::io("open log", path))?;
-    let held = measure(BufReader::new(&file)).map_err(Error::io("read log", path))?;
+fn identify(file: &Metadata) -> (u64, u64) {
+    (file.dev(), file.ino())
+}
+
+/// Opens a log file for appending.
+fn open(directory: &Directory, name: &Path, create: bool) -> Result<File> {
+    let flags = OFlags::RDWR | OFlags::APPEND | if create { OFlags::CREATE } else { OFlags::empty() };
+    directory.file(name, flags, 0o640)
+}
+
+/// Cuts an incomplete last line off, and counts the rest.
+fn count(file: &File, path: &Path) -> Result<Measure> {
     let length = file.metadata().map_err(Error::io("read log", path))?.len();
+    let held = measure(file, length).map_err(Error::io("read log", path))?;
     if length > held.whole {
         file.set_len(held.whole).map_err(Error::io("truncate log", path))?;
     }
-    Ok((file, held))
+    Ok(held)
 }
 
-/// Finds the file of `place` beside `path`, where a rotation leaves it.
-fn find(path: &Path, place: &Place) -> Result<Option<(File, Measure)>> {
-    let Some(directory) = path.parent() else { return Ok(None) };
-    for entry in fs::read_dir(directory).map_err(Error::io("read log directory", directory))?.flatten() {
-        // Not through links: DirEntry does not follow them.
-        if entry.metadata().is_ok_and(|file| file.is_file() && place.is(&file)) {
-            return open(&entry.path()).map(Some);
+/// Counts the first `length` bytes of a log. Holes, of which a file of any size can be made in no time, are passed over.
+fn measure(file: &File, length: u64) -> io::Result<Measure> {
+    let mut counter = Counter::default();
+    let mut chunk = vec![0; CHUNK_BYTES];
+    let mut at = 0;
+    while at < length {
+        let most = usize::try_from(length - at).unwrap_or(usize::MAX).min(CHUNK_BYTES);
+        let got = match file.read_at(chunk.get_mut(..most).unwrap_or_default(), at) {
+            Ok(0) => break,
+            Ok(got) => got,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        let data = chunk.get(..got).unwrap_or_default();
+        counter.push(data);
+        at += got as u64;
+        if data.iter().all(|byte| *byte == 0) {
+            let next = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+                Ok(next) => next.clamp(at, length),
+                Err(rustix::io::Errno::NXIO) => length,
+                // A file system that does not know of holes.
+                Err(_) => at,
+            };
+            counter.push_zeros(next - at);
+            at = next;
         }
     }
-    tracing::warn!(log = %path.display(), "the file that the log was in is gone");
+    Ok(counter.measure())
+}
+
+/// Finds the file of `place` in the log's directory, where a rotation leaves it.
+fn find(directory: &Directory, path: &Path, place: &Place) -> Result<Option<(File, Measure)>> {
+    match directory.names(FILES) {
+        Ok(names) => {
+            for name in names {
+                let file = directory.stat(&name).ok().flatten();
+                let file = file.filter(|file| FileType::from_raw_mode(file.st_mode) == FileType::RegularFile);
+                if file.is_some_and(|file| (file.st_dev, file.st_ino) == place.identity()) {
+                    let file = open(directory, name.as_ref(), false)?;
+                    let held = count(&file, path)?;
+                    return Ok(Some((file, held)));
+                }
+            }
+            tracing::warn!(log = %path.display(), "the file that the log was in is gone");
+        }
+        Err(error) => tracing::warn!(%error, "the file that the log was in is not looked for"),
+    }
     Ok(None)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::time::Instant;
+
+    use rustix::fs::{CWD, Mode, mknodat};
+
     use super::*;
+
+    fn open(path: &Path, place: Option<Place>) -> Result<(LogFile, Place)> {
+        LogFile::open(Location::new(path, Path::new(path.file_name().unwrap())).unwrap(), place)
+    }
 
     fn read(path: &Path) -> String {
         fs::read_to_string(path).unwrap()
@@ -204,12 +275,12 @@ mod tests {
     fn opening_again_drops_the_torn_line_and_counts_the_rest() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("sub/0.log");
-        let (log, place) = LogFile::open(&path, None).unwrap();
+        let (log, place) = open(&path, None).unwrap();
         assert_eq!(offsets(&log), (0, 0));
         log.append(Stream::Stdout, 6, b"t stdout F hello\n").unwrap();
         log.append(Stream::Stderr, 1, b"t stderr P x\nt stdout F torn").unwrap();
         drop(log);
-        let (log, again) = LogFile::open(&path, Some(place)).unwrap();
+        let (log, again) = open(&path, Some(place)).unwrap();
         assert_eq!((offsets(&log), again), ((6, 1), place));
         log.append(Stream::Stdout, 6, b"t stdout F again\n").unwrap();
         assert_eq!(read(&path), "t stdout F hello\nt stderr P x\nt stdout F again\n");
@@ -220,18 +291,18 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("0.log");
         fs::write(&path, "t stdout F of another\n").unwrap();
-        let (log, place) = LogFile::open(&path, None).unwrap();
+        let (log, place) = open(&path, None).unwrap();
         assert_eq!(offsets(&log), (0, 0));
         log.append(Stream::Stdout, 3, b"t stdout F my\n").unwrap();
         drop(log);
-        assert_eq!(offsets(&LogFile::open(&path, Some(place)).unwrap().0), (3, 0));
+        assert_eq!(offsets(&open(&path, Some(place)).unwrap().0), (3, 0));
     }
 
     #[test]
     fn a_rotated_log_goes_on_in_a_new_file_at_the_same_offsets() {
         let directory = tempfile::tempdir().unwrap();
         let (path, rotated) = (directory.path().join("0.log"), directory.path().join("0.log.1"));
-        let (log, first) = LogFile::open(&path, None).unwrap();
+        let (log, first) = open(&path, None).unwrap();
         log.append(Stream::Stdout, 4, b"t stdout F one\n").unwrap();
         let mut place = first;
         log.reopen(|new| {
@@ -250,7 +321,7 @@ mod tests {
         log.append(Stream::Stdout, 4, b"t stdout F two\n").unwrap();
         assert_eq!((read(&rotated).as_str(), read(&path).as_str()), ("t stdout F one\n", "t stdout F two\n"));
         drop(log);
-        let (log, _) = LogFile::open(&path, Some(place)).unwrap();
+        let (log, _) = open(&path, Some(place)).unwrap();
         assert_eq!(offsets(&log), (8, 0), "the daemon that starts again knows of both files");
     }
 
@@ -261,7 +332,7 @@ mod tests {
         {
             let directory = tempfile::tempdir().unwrap();
             let (path, rotated) = (directory.path().join("0.log"), directory.path().join("0.log.1"));
-            let (log, mut place) = LogFile::open(&path, None).unwrap();
+            let (log, mut place) = open(&path, None).unwrap();
             log.append(Stream::Stdout, 4, b"t stdout F one\n").unwrap();
             if renamed {
                 fs::rename(&path, &rotated).unwrap();
@@ -277,22 +348,95 @@ mod tests {
                 assert_eq!(result.is_ok(), recorded);
             }
             drop(log);
-            let (log, place) = LogFile::open(&path, Some(place)).unwrap();
+            let (log, place) = open(&path, Some(place)).unwrap();
             assert_eq!(offsets(&log), (4, 0), "renamed {renamed}, created {created}, recorded {recorded}");
             log.append(Stream::Stdout, 4, b"t stdout F two\n").unwrap();
             drop(log);
-            assert_eq!(offsets(&LogFile::open(&path, Some(place)).unwrap().0), (8, 0));
+            assert_eq!(offsets(&open(&path, Some(place)).unwrap().0), (8, 0));
             let all = read(if renamed { &rotated } else { &path }) + &if created { read(&path) } else { String::new() };
             assert_eq!(all, "t stdout F one\nt stdout F two\n");
         }
     }
 
     #[test]
-    fn a_symbolic_link_is_refused() {
+    fn no_link_is_followed_from_the_pods_directory_on() {
+        for link in ["pod", "pod/web", "pod/web/0.log"] {
+            let (directory, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            // What the link leads to has all that is looked for.
+            fs::create_dir_all(outside.path().join("web")).unwrap();
+            for victim in ["web/0.log", "0.log", "file"] {
+                fs::write(outside.path().join(victim), "precious, without a newline").unwrap();
+            }
+            fs::create_dir_all(directory.path().join("pod/web")).unwrap();
+            let link = directory.path().join(link);
+            fs::remove_dir(&link).or_else(|_| fs::remove_dir_all(&link)).ok();
+            let target = if link.ends_with("0.log") { outside.path().join("file") } else { outside.path().to_owned() };
+            symlink(&target, &link).unwrap();
+            let path = directory.path().join("pod/web/0.log");
+            let location = Location::new(&path, Path::new("web/0.log")).unwrap();
+            let error = LogFile::open(location, None).unwrap_err().to_string();
+            assert!(error.contains("symbolic link") || error.contains("Not a directory"), "{error}");
+            for victim in ["web/0.log", "0.log", "file"] {
+                assert_eq!(read(&outside.path().join(victim)), "precious, without a newline");
+            }
+            assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 3);
+        }
+    }
+
+    #[test]
+    fn logs_may_lie_on_another_disk_by_an_administrators_link() {
+        let (directory, disk) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        symlink(disk.path(), directory.path().join("pods")).unwrap();
+        let location = Location::new(&directory.path().join("pods/pod/web/0.log"), Path::new("web/0.log")).unwrap();
+        LogFile::open(location, None).unwrap();
+        assert!(disk.path().join("pod/web/0.log").exists());
+    }
+
+    #[test]
+    fn a_log_that_was_replaced_is_an_error_until_it_is_one_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, kept) = (directory.path().join("0.log"), directory.path().join("kept"));
+        let (log, place) = open(&path, None).unwrap();
+        log.append(Stream::Stdout, 4, b"t stdout F one\n").unwrap();
+        fs::rename(&path, &kept).unwrap();
+        mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        for place in [None, Some(place)] {
+            let error = open(&path, place).unwrap_err().to_string();
+            assert!(error.contains("named pipe"), "{error}");
+        }
+        log.reopen(|_| panic!("nothing was opened")).unwrap_err();
+        log.append(Stream::Stdout, 4, b"t stdout F two\n").unwrap();
+        drop(log);
+        fs::rename(&kept, &path).unwrap();
+        let (log, _) = open(&path, Some(place)).unwrap();
+        assert_eq!(offsets(&log), (8, 0), "nothing is lost and nothing repeated");
+    }
+
+    #[test]
+    fn an_endless_line_costs_neither_memory_nor_time() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("0.log");
-        std::os::unix::fs::symlink(directory.path().join("elsewhere"), &path).unwrap();
-        assert!(LogFile::open(&path, None).is_err());
-        assert!(!directory.path().join("elsewhere").exists());
+        fs::write(&path, "t stdout F one\n").unwrap();
+        File::options().append(true).open(&path).unwrap().set_len(1 << 40).unwrap();
+        let begun = Instant::now();
+        let (log, _) = open(&path, None).unwrap();
+        // A byte for a byte, it would take minutes and more memory than there is.
+        assert!(begun.elapsed().as_secs() < 20);
+        log.append(Stream::Stdout, 4, b"t stdout F two\n").unwrap();
+        assert_eq!(read(&path), "t stdout F one\nt stdout F two\n", "a line without an end is no line");
+    }
+
+    #[test]
+    fn a_directory_full_of_files_is_not_searched_for_ever() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("0.log");
+        let (log, place) = open(&path, None).unwrap();
+        log.append(Stream::Stdout, 4, b"t stdout F one\n").unwrap();
+        fs::remove_file(&path).unwrap();
+        for number in 0..=FILES {
+            File::create(directory.path().join(number.to_string())).unwrap();
+        }
+        let (log, _) = open(&path, Some(place)).unwrap();
+        assert_eq!(offsets(&log), (0, 0), "the agent tells what it still has");
     }
 }

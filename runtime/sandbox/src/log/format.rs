@@ -77,31 +77,59 @@ pub struct Measure {
 }
 
 impl Measure {
-    /// Counts one line, without its newline.
-    pub fn add(&mut self, line: &[u8]) {
-        self.whole += line.len() as u64 + 1;
-        let mut parts = line.splitn(4, |byte| *byte == b' ');
+    /// Counts one line of `length` bytes without its newline, which begins with `head`.
+    fn add(&mut self, head: &[u8], length: u64) {
+        self.whole = self.whole.saturating_add(length).saturating_add(1);
+        let mut parts = head.splitn(4, |byte| *byte == b' ');
         let (_, stream, tag, content) = (parts.next(), parts.next(), parts.next(), parts.next());
-        let bytes = content.unwrap_or_default().len() as u64 + u64::from(tag == Some(b"F"));
+        let before = content.map_or(length, |content| (head.len() - content.len()) as u64);
+        let bytes = length.saturating_sub(before) + u64::from(tag == Some(b"F"));
         match stream {
-            Some(b"stdout") => self.stdout += bytes,
-            Some(b"stderr") => self.stderr += bytes,
+            Some(b"stdout") => self.stdout = self.stdout.saturating_add(bytes),
+            Some(b"stderr") => self.stderr = self.stderr.saturating_add(bytes),
             _ => {}
         }
     }
 }
 
-/// Counts a whole log.
-pub fn measure(mut log: impl std::io::BufRead) -> std::io::Result<Measure> {
-    let mut measure = Measure::default();
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        log.read_until(b'\n', &mut line)?;
-        match line.split_last() {
-            Some((b'\n', line)) => measure.add(line),
-            _ => return Ok(measure),
+/// As much of a line as tells what it is: a time, the longer stream and a tag take 40 bytes.
+const HEAD_BYTES: usize = 64;
+
+/// Counts a log piece by piece. Of a line, however long, it keeps the head.
+#[derive(Debug, Default)]
+pub struct Counter {
+    measure: Measure,
+    head: Vec<u8>,
+    /// Length of the line so far.
+    length: u64,
+}
+
+impl Counter {
+    /// Counts the next bytes.
+    pub fn push(&mut self, data: &[u8]) {
+        for piece in data.split_inclusive(|byte| *byte == b'\n') {
+            let (line, ends) = piece.strip_suffix(b"\n").map_or((piece, false), |line| (line, true));
+            let room = HEAD_BYTES.saturating_sub(self.head.len()).min(line.len());
+            self.head.extend_from_slice(line.get(..room).unwrap_or_default());
+            self.length = self.length.saturating_add(line.len() as u64);
+            if ends {
+                self.measure.add(&self.head, self.length);
+                self.head.clear();
+                self.length = 0;
+            }
         }
+    }
+
+    /// Counts so many zero bytes.
+    pub fn push_zeros(&mut self, count: u64) {
+        let room = HEAD_BYTES.saturating_sub(self.head.len()) as u64;
+        self.head.resize(self.head.len() + room.min(count) as usize, 0);
+        self.length = self.length.saturating_add(count);
+    }
+
+    /// What was counted, up to the end of the last whole line.
+    pub fn measure(&self) -> Measure {
+        self.measure
     }
 }
 
@@ -110,6 +138,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn measure(log: &[u8]) -> Measure {
+        let mut counter = Counter::default();
+        counter.push(log);
+        counter.measure()
+    }
 
     fn split(chunks: &[Vec<u8>]) -> Vec<u8> {
         let mut splitter = Splitter::new(Stream::Stdout);
@@ -147,7 +181,7 @@ mod tests {
         ) {
             let log = split(&chunks);
             let output = chunks.concat();
-            let measured = measure(&log[..]).unwrap();
+            let measured = measure(&log);
             prop_assert_eq!(measured.stdout, output.len() as u64);
             prop_assert_eq!(measured.whole, log.len() as u64);
             let mut back = Vec::new();
@@ -162,9 +196,25 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_can_be_measured(bytes in prop::collection::vec(any::<u8>(), 0..4096)) {
-            let measured = measure(&bytes[..]).unwrap();
-            prop_assert!(measured.whole <= bytes.len() as u64);
+        fn any_bytes_can_be_measured_in_any_pieces(
+            chunks in prop::collection::vec(prop_oneof![
+                prop::collection::vec(prop_oneof![Just(b'\n'), Just(b' '), any::<u8>()], 0..300),
+                Just(b"t stdout F x".to_vec()), Just(b"t stderr P y\n".to_vec()), Just(vec![0; 200]),
+            ], 0..12)
+        ) {
+            let bytes = chunks.concat();
+            let (mut counter, mut with_holes) = (Counter::default(), Counter::default());
+            for chunk in &chunks {
+                counter.push(chunk);
+                match chunk.iter().all(|byte| *byte == 0) {
+                    true => with_holes.push_zeros(chunk.len() as u64),
+                    false => with_holes.push(chunk),
+                }
+            }
+            prop_assert_eq!(counter.measure(), measure(&bytes));
+            prop_assert_eq!(with_holes.measure(), measure(&bytes));
+            prop_assert!(counter.measure().whole <= bytes.len() as u64);
+            prop_assert!(counter.head.capacity() <= 4 * HEAD_BYTES);
         }
     }
 }
