@@ -16,7 +16,7 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Response, Status};
 
-use crate::{Error, Result};
+use crate::{Error, Result, beneath};
 
 /// One guest's agent. Cheap to clone; the connection is made at the first call and again
 /// whenever it is needed.
@@ -131,9 +131,13 @@ pub fn error(action: &str, status: &Status) -> Error {
     }
 }
 
-/// Connects to a guest port.
+/// Connects to a guest port by the socket `vsock`, whose directory is the pod's own. Its VMM can put anything in there: what
+/// leads to another pod's socket is not followed.
 async fn connect(vsock: &Path, port: u32) -> std::io::Result<UnixStream> {
-    let mut stream = UnixStream::connect(vsock).await?;
+    let found = |(directory, name): (&Path, &std::ffi::OsStr)| beneath::Directory::open(directory)?.socket(name);
+    let socket = vsock.parent().zip(vsock.file_name()).map(found);
+    let socket = socket.ok_or(std::io::ErrorKind::InvalidInput)?.map_err(Error::into_io)?;
+    let mut stream = beneath::connect_to(&socket).await?;
     stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
     let answer = read_line(&mut stream).await?;
     if answer.starts_with("OK ") {

@@ -144,4 +144,13 @@ impl Error {
         let path = path.into();
         move |source| Self::Io { action, path, source }
     }
+
+    /// As an error of a file operation, of the same kind and with its whole message.
+    pub(crate) fn into_io(self) -> std::io::Error {
+        let kind = match &self {
+            Self::Io { source, .. } => source.kind(),
+            _ => std::io::ErrorKind::Other,
+        };
+        std::io::Error::new(kind, self)
+    }
 }
