@@ -40,6 +40,8 @@ pub enum Error {
         command: &'static str,
         /// Its words, with details and code where it gave them.
         message: String,
+        /// The code, where it gave one.
+        code: Option<u64>,
     },
     /// A plugin did not end.
     #[error(
@@ -55,6 +57,9 @@ pub enum Error {
         /// How long it was given.
         limit: Duration,
     },
+    /// Whoever wanted it does not want it any more.
+    #[error("ended before it was done: the pod is being stopped")]
+    Cancelled,
     /// What the plugins made cannot be given to a guest.
     #[error("network interface {interface:?}: {reason}")]
     Interface {

@@ -14,6 +14,7 @@
 //! Everything here blocks, and a thread that has entered a namespace is of no other use, so
 //! each operation runs on a thread of its own; nothing of it happens on those of tokio.
 
+mod cancel;
 mod capabilities;
 pub mod cni;
 mod config;

@@ -10,6 +10,7 @@ use nacelle_netlink::Interface;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
+use crate::cancel::Cancel;
 use crate::cni::{self, AddResult, Attachment, Chain, NetworkList, Plugins};
 use crate::join::{self, Joined};
 use crate::netns::Netns;
@@ -55,6 +56,8 @@ impl Network {
         let plugins = Plugins {
             directories: config.plugin_directories.clone(),
             limit: Duration::from_secs(config.plugin_seconds).mul_f64(timeout_scale),
+            until: None,
+            cancel: None,
         };
         Self { config: Arc::new(config), plugins: Arc::new(plugins) }
     }
@@ -107,16 +110,21 @@ impl Network {
     /// interfaces to taps. `record` is where what is done is written down. None if pods have
     /// no network. When it fails, nothing of it is left.
     ///
+    /// When the future is dropped, what is being done is ended and undone in the background.
+    ///
     /// # Errors
     /// There is no network, a plugin fails, or a guest cannot have what they made.
     pub async fn attach(&self, pod: Pod, record: PathBuf) -> Result<Option<Attached>> {
         if self.config.cni == Mode::Off {
             return Ok(None);
         }
+        let cancel = Arc::new(Cancel::new()?);
+        // Asking what is over does nothing.
+        let _when_dropped = AskOnDrop(cancel.clone());
         self.on_thread(move |network| match network.lists() {
             Err(Error::NotConfigured(_)) if network.config.cni == Mode::Optional => Ok(None),
             Err(error) => Err(error),
-            Ok(lists) => network.attach_to(&pod, lists, &record).map(Some),
+            Ok(lists) => network.attach_to(&pod, lists, &record, cancel).map(Some),
         })
         .await
     }
@@ -148,12 +156,13 @@ impl Network {
         cni::load(&self.config.conf_directory, self.config.networks)
     }
 
-    fn attach_to(&self, pod: &Pod, lists: Vec<NetworkList>, path: &Path) -> Result<Attached> {
+    fn attach_to(&self, pod: &Pod, lists: Vec<NetworkList>, path: &Path, cancel: Arc<Cancel>) -> Result<Attached> {
         let (args, capabilities) = (pod.args()?, pod.capabilities()?);
         let _with_others = self.lock_shared()?;
         let netns = Netns::at(self.config.netns_directory.join(format!("{NETNS}{}", pod.id)));
         let mut record = Record::new(netns.path().into());
         record.write(path)?;
+        let plugins = Plugins { cancel: Some(cancel.clone()), ..(*self.plugins).clone() };
         let attached = netns.create().and_then(|()| {
             let mut results = Vec::new();
             for (number, list) in lists.into_iter().enumerate() {
@@ -167,13 +176,13 @@ impl Network {
                 });
                 record.write(path)?;
                 if let Some(attachment) = record.attachments.last_mut() {
-                    results.push(Chain::new(&self.plugins).add(attachment, &netns.path().to_string_lossy())?);
+                    results.push(Chain::new(&plugins).add(attachment, &netns.path().to_string_lossy())?);
                 }
                 record.write(path)?;
             }
             let named: Vec<_> = results.iter().flat_map(AddResult::in_sandbox).map(str::to_owned).collect();
             let joined = netns.enter(|| join::join_all(&pod.id, &named))?;
-            Ok(summary(joined, &results))
+            if cancel.asked() { Err(Error::Cancelled) } else { Ok(summary(joined, &results)) }
         });
         if attached.is_err()
             && let Err(error) = self.undo(&record, path)
@@ -226,6 +235,15 @@ impl Network {
             action: "finish an operation on a pod's network",
             source: std::io::ErrorKind::Other.into(),
         })?
+    }
+}
+
+/// Asks an operation to end when nobody waits for it any more.
+struct AskOnDrop(Arc<Cancel>);
+
+impl Drop for AskOnDrop {
+    fn drop(&mut self) {
+        self.0.ask();
     }
 }
 

@@ -71,6 +71,7 @@ impl<'a> Chain<'a> {
             network: list.name.clone(),
             command: "ADD",
             message: format!("its result makes no sense: {reason}"),
+            code: None,
         })?;
         attachment.result = Some(value);
         Ok(parsed)

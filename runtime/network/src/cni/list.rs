@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::plugin::is_plain;
 use crate::{Error, Result};
 
 /// A version of the specification.
@@ -117,7 +118,7 @@ fn parse(source: &Path, text: &[u8]) -> std::result::Result<NetworkList, String>
     }
     for (index, plugin) in plugins.iter().enumerate() {
         let kind = NetworkList::kind(plugin);
-        if kind.is_empty() || kind.contains('/') || kind == "." || kind == ".." {
+        if !is_plain(kind) {
             return Err(format!("plugins[{index}].type: must be the name of a plugin's program"));
         }
     }

@@ -3,13 +3,17 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::time::Duration;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::chain::derive;
 use super::{AddResult, Attachment, Chain, NetworkList, Plugins, Valid, Version, load};
+use crate::Error;
+use crate::cancel::Cancel;
 
 fn list(text: &Value) -> NetworkList {
     NetworkList::parse(Path::new("10-test.conflist"), text.to_string().as_bytes()).unwrap()
@@ -129,7 +133,12 @@ fn attachment(kinds: &[&str]) -> Attachment {
 }
 
 fn plugins(directory: &Path, seconds: u64) -> Plugins {
-    Plugins { directories: vec!["/nonexistent".into(), directory.into()], limit: Duration::from_secs(seconds) }
+    Plugins {
+        directories: vec!["/nonexistent".into(), directory.into()],
+        limit: Duration::from_secs(seconds),
+        until: None,
+        cancel: None,
+    }
 }
 
 #[test]
@@ -180,6 +189,43 @@ fn a_failure_is_told_in_the_plugins_own_words() {
         assert!(words.iter().all(|word| error.contains(word)) && error.contains("\"net\""), "{kind}: {error}");
     }
     Chain::new(&plugins).del(&attachment(&["absent"]), "").expect("what is not installed can undo nothing");
+}
+
+#[test]
+fn a_plugin_that_hangs_ends_when_it_is_asked_to_and_when_all_have_to_have_ended() {
+    let directory = tempfile::tempdir().unwrap();
+    let started = directory.path().join("started");
+    plugin(directory.path(), "slow", &format!("touch {}; sleep 1000 & sleep 1000", started.display()));
+    let cancel = Arc::new(Cancel::new().unwrap());
+    let hanging = Plugins { cancel: Some(cancel.clone()), ..plugins(directory.path(), 1000) };
+    let adding = thread::spawn(move || Chain::new(&hanging).add(&mut attachment(&["slow"]), ""));
+    while !started.exists() {
+        assert!(!adding.is_finished());
+        thread::yield_now();
+    }
+    cancel.ask();
+    assert!(matches!(adding.join().unwrap(), Err(Error::Cancelled)));
+    let late = Plugins { until: Some(Instant::now()), ..plugins(directory.path(), 1000) };
+    let error = Chain::new(&late).add(&mut attachment(&["slow"]), "").unwrap_err();
+    assert!(matches!(error, Error::Timeout { .. }), "{error}");
+}
+
+#[test]
+fn what_a_plugin_leaves_behind_holds_nobody_up_and_what_it_says_is_cut() {
+    let directory = tempfile::tempdir().unwrap();
+    // The child has the plugin's output, and is not killed with it: it has a session of its own.
+    let child = directory.path().join("child");
+    let script = format!("setsid sh -c 'echo $$ >{0}.new; mv {0}.new {0}; exec sleep 1000' &", child.display());
+    plugin(directory.path(), "leaves", &format!("{script}\nuntil [ -e {} ]; do :; done; exit 0", child.display()));
+    let plugins = plugins(directory.path(), 500);
+    Chain::new(&plugins).del(&attachment(&["leaves"]), "").unwrap();
+    let pid: i32 = fs::read_to_string(&child).unwrap().trim().parse().unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL).unwrap();
+
+    let long = r#"printf '{"code":7,"msg":"%s"}' $(head -c 70000 /dev/zero | tr '\0' x)end; exit 1"#;
+    plugin(directory.path(), "talks", long);
+    let error = Chain::new(&plugins).add(&mut attachment(&["talks"]), "").unwrap_err().to_string();
+    assert!(error.len() < 2000 && error.contains("end (code 7)"), "{error}");
 }
 
 #[test]
