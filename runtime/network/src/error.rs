@@ -92,6 +92,18 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// Something else is being done with the pods' networks, and does not end.
+    #[error(
+        "the lock {} was not free within {limit:?}: it is held by {holders}; a plugin that hangs holds it up", path.display()
+    )]
+    Locked {
+        /// The lock.
+        path: PathBuf,
+        /// How long it was waited for.
+        limit: Duration,
+        /// Who has it, in words.
+        holders: String,
+    },
     /// The record of a pod's network cannot be read.
     #[error("record {} cannot be read ({reason})", path.display())]
     Record {

@@ -4,14 +4,15 @@
 //! own. Their pods are not on record here, but each has its network namespace, and in it the
 //! interfaces that plugins made. So what is on record and what is seen are valid, both.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use nacelle_netlink::Netlink;
-use rustix::fs::{FlockOperation, flock};
 
-use crate::cni::{Chain, Valid};
+use crate::cni::{Chain, Plugins, Valid};
+use crate::lock::How;
 use crate::netns::Netns;
 use crate::network::{NETNS, Network};
 use crate::record::Record;
@@ -20,7 +21,8 @@ use crate::{Error, Mode, Result};
 impl Network {
     /// Tells the plugins of the configured networks which pods have joined them, so that they
     /// give back what they keep for others (GC, since version 1.1.0 of the CNI). `records`
-    /// lists the records of all pods of this daemon. Pods that join or leave meanwhile wait.
+    /// lists the records of all pods of this daemon. Pods that join or leave meanwhile wait, as long
+    /// as one plugin may take at most.
     ///
     /// # Errors
     /// A record or a namespace that cannot be read: then nothing is given back. Or the first
@@ -33,11 +35,14 @@ impl Network {
             return Ok(());
         }
         self.on_thread(move |network| {
-            let Some(_alone) = network.lock_alone()? else { return Ok(()) };
             let lists = match network.lists() {
                 Err(Error::NotConfigured(_)) => return Ok(()),
                 lists => lists?,
             };
+            let limit = network.plugins.limit;
+            let _alone = network.lock(How::Alone, None)?;
+            // All pods of the host wait, so that no plugin has its own time after the others have used theirs.
+            let plugins = Plugins { until: Some(Instant::now() + limit), ..(*network.plugins).clone() };
             let mut valid = network.seen()?;
             for path in records().map_err(Error::system("list the records of pods"))? {
                 for attachment in Record::read(&path)?.into_iter().flat_map(|record| record.attachments) {
@@ -46,7 +51,7 @@ impl Network {
             }
             valid.sort();
             valid.dedup();
-            let chain = Chain::new(&network.plugins);
+            let chain = Chain::new(&plugins);
             // Of an attachment to another network it does not hurt to say that it is valid.
             let mut first = Ok(());
             for list in &lists {
@@ -55,31 +60,6 @@ impl Network {
             first
         })
         .await
-    }
-
-    /// Held by whoever adds a pod to a network or takes it off. None if no networks are
-    /// configured.
-    pub(crate) fn lock_shared(&self) -> Result<Option<File>> {
-        self.lock(FlockOperation::LockShared)
-    }
-
-    /// Held by whoever says which pods there are.
-    fn lock_alone(&self) -> Result<Option<File>> {
-        self.lock(FlockOperation::LockExclusive)
-    }
-
-    /// Whoever has the same networks has the same directory of their configurations; a file
-    /// in it would be taken for one of them.
-    fn lock(&self, how: FlockOperation) -> Result<Option<File>> {
-        let path = &self.config.conf_directory;
-        match File::open(path) {
-            Ok(directory) => {
-                flock(&directory, how).map_err(Error::path("lock", path))?;
-                Ok(Some(directory))
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Error::path("open", path)(error)),
-        }
     }
 
     /// The interfaces in the namespaces of all pods of this host.
@@ -113,6 +93,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
     use std::process::Command;
+    use std::sync::Arc;
 
     use serde_json::{Value, json};
 
@@ -131,7 +112,9 @@ mod tests {
             netns_directory: directory.join("netns"),
             ..NetworkConfig::default()
         };
-        Network::new(config, 1.0)
+        let mut network = Network::new(config, 1.0);
+        Arc::get_mut(&mut network.shared).unwrap().lock = directory.join("lock");
+        network
     }
 
     fn configure(directory: &Path) {
@@ -208,9 +191,8 @@ mod tests {
         let temporary = tempfile::tempdir().unwrap();
         let directory = temporary.path();
         let network = network(directory);
-        assert!(network.lock_alone().unwrap().is_none() && network.lock_shared().unwrap().is_none());
         configure(directory);
-        let joining = (network.lock_shared().unwrap(), network.lock_shared().unwrap());
+        let joining = (network.lock(How::Shared, None).unwrap(), network.lock(How::Shared, None).unwrap());
         let other = network.clone();
         let collected = tokio::spawn(async move { other.collect_garbage(|| Ok(Vec::new())).await });
         // However long it takes: it cannot be there.

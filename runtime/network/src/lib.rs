@@ -21,6 +21,7 @@ mod config;
 mod error;
 mod garbage;
 mod join;
+mod lock;
 mod netns;
 mod network;
 mod record;

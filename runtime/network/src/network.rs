@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use crate::cancel::Cancel;
 use crate::cni::{self, AddResult, Attachment, Chain, NetworkList, Plugins};
 use crate::join::{self, Joined};
+use crate::lock::{self, Held, How, LOCK};
 use crate::netns::Netns;
 use crate::record::Record;
 use crate::{Dns, Error, Mode, NetworkConfig, Pod, Result};
@@ -47,6 +48,14 @@ pub struct Attached {
 pub struct Network {
     pub(crate) config: Arc<NetworkConfig>,
     pub(crate) plugins: Arc<Plugins>,
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// What is one for all clones.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    /// The lock of all networks.
+    pub(crate) lock: PathBuf,
 }
 
 impl Network {
@@ -59,7 +68,8 @@ impl Network {
             until: None,
             cancel: None,
         };
-        Self { config: Arc::new(config), plugins: Arc::new(plugins) }
+        let shared = Shared { lock: LOCK.into() };
+        Self { config: Arc::new(config), plugins: Arc::new(plugins), shared: Arc::new(shared) }
     }
 
     /// Whether pods can join a network now.
@@ -156,9 +166,14 @@ impl Network {
         cni::load(&self.config.conf_directory, self.config.networks)
     }
 
+    /// Takes the lock of all networks, as long as one plugin may take.
+    pub(crate) fn lock(&self, how: How, cancel: Option<&Cancel>) -> Result<Held> {
+        lock::take(&self.shared.lock, how, self.plugins.limit, cancel)
+    }
+
     fn attach_to(&self, pod: &Pod, lists: Vec<NetworkList>, path: &Path, cancel: Arc<Cancel>) -> Result<Attached> {
         let (args, capabilities) = (pod.args()?, pod.capabilities()?);
-        let _with_others = self.lock_shared()?;
+        let _with_others = self.lock(How::Shared, Some(&cancel))?;
         let netns = Netns::at(self.config.netns_directory.join(format!("{NETNS}{}", pod.id)));
         let mut record = Record::new(netns.path().into());
         record.write(path)?;
@@ -198,7 +213,7 @@ impl Network {
     fn detach_by(&self, path: &Path) -> Result<()> {
         match Record::read(path)? {
             Some(record) => {
-                let _with_others = self.lock_shared()?;
+                let _with_others = self.lock(How::Shared, None)?;
                 self.undo(&record, path)
             }
             None => Ok(()),
