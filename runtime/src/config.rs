@@ -163,6 +163,7 @@ impl Config {
             ("guest.call_seconds", self.guest.call_seconds, 1..=3600),
             ("network.networks", self.network.networks as u64, 1..=16),
             ("network.plugin_seconds", self.network.plugin_seconds, 1..=3600),
+            ("network.del_seconds", self.network.del_seconds, 1..=86_400),
         ];
         if let Some((key, value, range)) = ranges.iter().find(|(_, value, range)| !range.contains(value)) {
             bail!("{key} = {value} must be {} to {}", range.start(), range.end());
@@ -266,6 +267,11 @@ impl Config {
         );
         key("Directory of the pods' network namespaces.", "network.netns_directory", toml(&network.netns_directory));
         key("Seconds a CNI plugin may take for one command.", "network.plugin_seconds", toml(network.plugin_seconds));
+        key(
+            "Seconds after which a pod goes although CNI plugins fail to take it off; they are asked again without it.",
+            "network.del_seconds",
+            toml(network.del_seconds),
+        );
         let paths = &self.registry.config_path;
         key(
             "Directories with mirrors and certificates of registries: HOST/hosts.toml, as containerd reads it.",

@@ -97,6 +97,8 @@ async fn sweep(config: &Config, base: &Path) {
         for sandbox in manager.sandboxes() {
             clean &= manager.remove_sandbox(&sandbox.id).await.is_ok();
         }
+        // What network plugins did not undo is on record there.
+        clean &= manager.network().settle().await.is_ok_and(|left| left == 0);
         drop(manager);
         if clean {
             remove(&own);

@@ -163,10 +163,36 @@ impl Network<'_> {
 
 /// Puts a plugin into a daemon's directory, with a copy of the bridge's result as its own.
 fn plugin(daemon: &Daemon, name: &str, on_add: &str) {
+    script(daemon, name, &format!("[ $CNI_COMMAND = ADD ] || exit 0\n{on_add}"));
+}
+
+/// Puts a plugin into a daemon's directory, which it starts in.
+fn script(daemon: &Daemon, name: &str, commands: &str) {
     let path = daemon.path().join("plugins").join(name);
-    let script = format!("#!/bin/sh\nconfig=$(cat)\n[ $CNI_COMMAND = ADD ] || exit 0\n{on_add}\n");
-    fs::write(&path, script).unwrap();
+    fs::write(&path, format!("#!/bin/sh\ncd {}\nconfig=$(cat)\n{commands}\n", daemon.path().display())).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// A plugin that fails to ADD while there is a file `sick`, fails to DEL while there is a file `stuck`, and has a
+/// file `held` from the one to the other.
+fn moody(daemon: &Daemon) -> Value {
+    let commands = r#"
+fail() { echo "{\"code\":11,\"msg\":\"$1\"}"; exit 1; }
+case $CNI_COMMAND in
+ADD) : >held; [ ! -e sick ] || fail "no weather" ;;
+DEL) [ ! -e stuck ] || fail "no server"; rm -f held ;;
+esac"#;
+    script(daemon, "moody", commands);
+    json!({ "type": "moody" })
+}
+
+/// Waits for something that happens by itself.
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + limit(60);
+    while !holds() {
+        assert!(tokio::time::Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 async fn network_condition(client: &Client) -> cri::RuntimeCondition {
@@ -326,4 +352,79 @@ async fn a_daemon_may_be_killed_while_a_plugin_works_and_while_pods_talk() {
     fs::remove_file(daemon.path().join("cni/10.conflist")).unwrap();
     client.remove_pod(&pod).await.unwrap();
     assert_eq!((daemon.leftovers(), network.taken()), (vec![], vec![]));
+}
+
+#[tokio::test]
+async fn a_plugin_that_does_not_undo_keeps_nobody_from_it_and_is_asked_again() {
+    let mut daemon = Daemon::networked("").unwrap();
+    let network = Network { daemon: &daemon, bridge: "nt-moody", number: 6 };
+    network.write("10.conflist", network.range(), &[moody(&daemon), json!({ "type": "tuning" })]);
+    let file = |name: &str| daemon.path().join(name);
+    let (sick, stuck, held) = (file("sick"), file("stuck"), file("held"));
+    daemon.restart().await.unwrap();
+    let client = daemon.client().await;
+    let logs = tempfile::tempdir().unwrap();
+    let network = Network { daemon: &daemon, bridge: "nt-moody", number: 6 };
+    let pod = client.run_pod(logs.path()).await.unwrap();
+    assert!(held.exists() && network.taken().len() == 1);
+    fs::write(&stuck, "").unwrap();
+    for _ in 0..2 {
+        let error = client.remove_pod(&pod).await.unwrap_err();
+        for word in ["\"moody\"", "\"nt-moody\"", "no server"] {
+            assert!(error.message().contains(word), "no {word:?} in {}", error.message());
+        }
+        assert_eq!(network.taken(), [""; 0], "the bridge's turn comes after it, and its address is free");
+        assert_eq!(client.pods().await.unwrap().len(), 1);
+    }
+    fs::remove_file(&stuck).unwrap();
+    client.remove_pod(&pod).await.unwrap();
+    assert_eq!((daemon.leftovers(), held.exists()), (vec![], false));
+
+    // Neither joined nor left.
+    fs::write(&sick, "").unwrap();
+    fs::write(&stuck, "").unwrap();
+    let error = client.run_pod(logs.path()).await.unwrap_err();
+    for word in ["no weather", "no server"] {
+        assert!(error.message().contains(word), "no {word:?} in {}", error.message());
+    }
+    assert!(held.exists());
+    daemon.kill();
+    daemon.restart().await.unwrap();
+    assert!(held.exists(), "it is not forgotten");
+    fs::remove_file(&stuck).unwrap();
+    let client = daemon.client().await;
+    for pod in client.pods().await.unwrap() {
+        client.remove_pod(&pod.id).await.unwrap();
+    }
+    daemon.terminate().unwrap();
+    daemon.restart().await.unwrap();
+    until("what was left is taken back", || !held.exists() && daemon.leftovers().is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_pod_goes_in_the_end_without_a_plugin_that_never_undoes() {
+    let mut daemon = Daemon::networked("network.del_seconds = 1").unwrap();
+    let network = Network { daemon: &daemon, bridge: "nt-stuck", number: 7 };
+    network.write("10.conflist", network.range(), &[moody(&daemon)]);
+    let (stuck, held) = (daemon.path().join("stuck"), daemon.path().join("held"));
+    daemon.restart().await.unwrap();
+    let client = daemon.client().await;
+    let logs = tempfile::tempdir().unwrap();
+    let pod = client.run_pod(logs.path()).await.unwrap();
+    fs::write(&stuck, "").unwrap();
+    let deadline = tokio::time::Instant::now() + limit(60);
+    let mut refused = 0;
+    while let Err(error) = client.remove_pod(&pod).await {
+        assert!(error.message().contains("no server"), "{}", error.message());
+        assert!(tokio::time::Instant::now() < deadline, "it stays for ever");
+        refused += 1;
+    }
+    assert!(refused >= 2, "it is tried again first");
+    assert_eq!((daemon.leftovers(), client.pods().await.unwrap().len()), (vec![], 0));
+    let record = daemon.path().join(format!("root/networks/{pod}.json"));
+    assert!(held.exists() && record.exists() && daemon.log().contains("no server"));
+    daemon.terminate().unwrap();
+    fs::remove_file(&stuck).unwrap();
+    daemon.restart().await.unwrap();
+    until("it is asked again", || !held.exists() && !record.exists()).await;
 }

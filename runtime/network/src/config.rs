@@ -33,6 +33,9 @@ pub struct NetworkConfig {
     pub netns_directory: PathBuf,
     /// Seconds a plugin may take for one command.
     pub plugin_seconds: u64,
+    /// Seconds after which a pod goes although plugins do not take it off its networks. They are asked again
+    /// without it.
+    pub del_seconds: u64,
 }
 
 impl Default for NetworkConfig {
@@ -44,6 +47,7 @@ impl Default for NetworkConfig {
             networks: 1,
             netns_directory: "/run/netns".into(),
             plugin_seconds: 60,
+            del_seconds: 300,
         }
     }
 }

@@ -60,6 +60,21 @@ pub enum Error {
     /// Whoever wanted it does not want it any more.
     #[error("ended before it was done: the pod is being stopped")]
     Cancelled,
+    /// Plugins do not undo what they did. What others made is undone; the record stays.
+    #[error(
+        "{}; asked again whenever the pod is stopped, and without the pod once network.del_seconds have passed",
+        .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    )]
+    NotUndone(Vec<Self>),
+    /// A pod could not join its networks, and what was made cannot be undone. The record stays: stopping the pod
+    /// undoes it.
+    #[error("{add}; what was made for the pod until then is left: {undo}")]
+    Left {
+        /// Why the pod could not join.
+        add: Box<Self>,
+        /// Why it cannot be undone.
+        undo: Box<Self>,
+    },
     /// What the plugins made cannot be given to a guest.
     #[error("network interface {interface:?}: {reason}")]
     Interface {
@@ -104,8 +119,28 @@ pub enum Error {
         /// Who has it, in words.
         holders: String,
     },
+    /// Something else is being done with the pod's network, and does not end.
+    #[error("what else is being done with the pod's network did not end within {limit:?} (record {})", record.display())]
+    Busy {
+        /// The record of the pod's network.
+        record: PathBuf,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// The record of a pod's network is of another version.
+    #[error("record {} is of version {version}: use the nacelle {nacelle} to take the pod off its networks", path.display())]
+    OtherVersion {
+        /// The record.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+        /// The version of the nacelle that wrote it, or "that wrote it".
+        nacelle: String,
+    },
     /// The record of a pod's network cannot be read.
-    #[error("record {} cannot be read ({reason})", path.display())]
+    #[error(
+        "record {} cannot be used ({reason}): repair it, or empty it and the pod is taken off the networks that are configured now", path.display()
+    )]
     Record {
         /// The record.
         path: PathBuf,
@@ -115,6 +150,12 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether something of the pod's network is left, for which the pod has to stay until taking it off has worked.
+    #[must_use]
+    pub fn is_left(&self) -> bool {
+        matches!(self, Self::Left { .. } | Self::NotUndone(_))
+    }
+
     pub(crate) fn system<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> Self {
         move |source| Self::System { action, source: source.into() }
     }

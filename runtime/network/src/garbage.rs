@@ -6,27 +6,27 @@
 
 use std::fs;
 use std::io;
-use std::path::PathBuf;
-use std::time::Instant;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nacelle_netlink::Netlink;
 
 use crate::cni::{Chain, Plugins, Valid};
 use crate::lock::How;
 use crate::netns::Netns;
-use crate::network::{NETNS, Network};
-use crate::record::Record;
+use crate::network::{NETNS, Network, PREFIX};
+use crate::record::{Found, NETWORKS_LIMIT, Record, id_of};
 use crate::{Error, Mode, Result};
 
 impl Network {
     /// Tells the plugins of the configured networks which pods have joined them, so that they
     /// give back what they keep for others (GC, since version 1.1.0 of the CNI). `records`
-    /// lists the records of all pods of this daemon. Pods that join or leave meanwhile wait, as long
-    /// as one plugin may take at most.
+    /// lists the records of all pods of this daemon. Pods that join or leave meanwhile wait, as long as one plugin
+    /// may take at most. What a pod that is gone has left is tried again, too, in the background.
     ///
     /// # Errors
-    /// A record or a namespace that cannot be read: then nothing is given back. Or the first
-    /// failure of a plugin, after all had their turn.
+    /// The records or namespaces cannot be listed: then nothing is given back. Or the first failure of a plugin, after
+    /// all had their turn.
     pub async fn collect_garbage(
         &self,
         records: impl FnOnce() -> io::Result<Vec<PathBuf>> + Send + 'static,
@@ -34,7 +34,7 @@ impl Network {
         if self.config.cni == Mode::Off {
             return Ok(());
         }
-        self.on_thread(move |network| {
+        let collected = self.on_thread(move |network| {
             let lists = match network.lists() {
                 Err(Error::NotConfigured(_)) => return Ok(()),
                 lists => lists?,
@@ -45,9 +45,7 @@ impl Network {
             let plugins = Plugins { until: Some(Instant::now() + limit), ..(*network.plugins).clone() };
             let mut valid = network.seen()?;
             for path in records().map_err(Error::system("list the records of pods"))? {
-                for attachment in Record::read(&path)?.into_iter().flat_map(|record| record.attachments) {
-                    valid.push(Valid { container_id: attachment.container_id, interface: attachment.interface });
-                }
+                valid.extend(network.recorded(&path)?);
             }
             valid.sort();
             valid.dedup();
@@ -58,8 +56,29 @@ impl Network {
                 first = first.and(chain.gc(list, &valid));
             }
             first
-        })
-        .await
+        });
+        let collected = collected.await;
+        self.settle_later(Duration::ZERO);
+        collected
+    }
+
+    /// What is valid by the record of a pod. One that cannot be read stands for all that a pod could have joined: it
+    /// keeps that from being given back, and nothing else.
+    fn recorded(&self, path: &Path) -> Result<Vec<Valid>> {
+        // A directory that is no pod's has no record of one's network.
+        let Some(id) = id_of(path) else { return Ok(Vec::new()) };
+        let of = |interface: String| Valid { container_id: id.into(), interface };
+        match Record::read(path, id, &self.config.netns_directory) {
+            Ok(Found::None) => Ok(Vec::new()),
+            Ok(Found::Whole(record)) => {
+                Ok(record.attachments.into_iter().map(|attachment| of(attachment.interface)).collect())
+            }
+            unknown => {
+                let error = unknown.err().map_or_else(|| "is torn".into(), |error| error.to_string());
+                tracing::warn!(sandbox = id, error, "whatever its network has, plugins shall keep it");
+                Ok((0..NETWORKS_LIMIT).map(|number| of(format!("{PREFIX}{number}"))).collect())
+            }
+        }
     }
 
     /// The interfaces in the namespaces of all pods of this host.
@@ -80,9 +99,14 @@ impl Network {
             if !netns.exists() {
                 continue;
             }
-            let links = netns.enter(|| Ok(Netlink::open()?.links()?))?;
-            let interfaces = links.into_iter().filter(|link| !link.loopback).map(|link| link.name);
-            seen.extend(interfaces.map(|interface| Valid { container_id: id.clone(), interface }));
+            let of = |interface: String| Valid { container_id: id.clone(), interface };
+            match netns.enter(|| Ok(Netlink::open()?.links()?)) {
+                Ok(links) => seen.extend(links.into_iter().filter(|link| !link.loopback).map(|link| of(link.name))),
+                Err(error) => {
+                    tracing::warn!(sandbox = id, %error, "whatever its network has, plugins shall keep it");
+                    seen.extend((0..NETWORKS_LIMIT).map(|number| of(format!("{PREFIX}{number}"))));
+                }
+            }
         }
         Ok(seen)
     }
@@ -91,7 +115,6 @@ impl Network {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
-    use std::path::Path;
     use std::process::Command;
     use std::sync::Arc;
 
@@ -100,6 +123,7 @@ mod tests {
     use super::*;
     use crate::NetworkConfig;
     use crate::cni::{self, Attachment};
+    use crate::record::Durable;
 
     /// A network whose plugin writes down what it is told.
     fn network(directory: &Path) -> Network {
@@ -112,7 +136,7 @@ mod tests {
             netns_directory: directory.join("netns"),
             ..NetworkConfig::default()
         };
-        let mut network = Network::new(config, 1.0);
+        let mut network = Network::new(config, directory.join("left"), 1.0);
         Arc::get_mut(&mut network.shared).unwrap().lock = directory.join("lock");
         network
     }
@@ -129,31 +153,47 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_on_record_is_valid_and_nothing_is_given_back_if_a_record_cannot_be_read() {
+    async fn what_is_on_record_is_valid_and_a_record_that_cannot_be_read_stands_for_all_there_may_be() {
         let temporary = tempfile::tempdir().unwrap();
         let directory = temporary.path();
         let network = network(directory);
         network.collect_garbage(|| Ok(Vec::new())).await.expect("nothing is configured");
         configure(directory);
-        let (joined, never) = (directory.join("joined"), directory.join("never-joined"));
-        let mut record = Record::new(directory.join("netns/nacelle-one"));
-        record.attachments.push(Attachment {
-            list: cni::load(&directory.join("net.d"), 1).unwrap().remove(0),
-            interface: "eth0".into(),
-            container_id: "one".into(),
-            args: String::new(),
-            capabilities: serde_json::Map::new(),
-            result: None,
-        });
-        record.write(&joined).unwrap();
-        let records = vec![joined.clone(), never];
-        let listed = records.clone();
+        let ids = ["1a", "2b", "3c"].map(|byte| byte.repeat(32));
+        let records: Vec<_> = ids.iter().map(|id| directory.join("pods").join(id).join("network.json")).collect();
+        for path in &records {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+        }
+        let mut record = Record::new(directory.join(format!("netns/nacelle-{}", ids[0])));
+        let list = cni::load(&directory.join("net.d"), 1).unwrap().remove(0);
+        record.attachments.push(Attachment::new(
+            list,
+            "eth0".into(),
+            ids[0].clone(),
+            String::new(),
+            serde_json::Map::new(),
+        ));
+        record.write(&records[0], Durable::No).unwrap();
+        let mut listed = records.clone();
+        // Not a pod's.
+        listed.push(directory.join("pods/else/network.json"));
+        let again = listed.clone();
         network.collect_garbage(move || Ok(listed)).await.unwrap();
-        assert_eq!(told(directory), json!([{ "containerID": "one", "ifname": "eth0" }]));
+        let one = json!({ "containerID": ids[0], "ifname": "eth0" });
+        assert_eq!(told(directory), json!([one]));
 
-        fs::write(&joined, "{").unwrap();
+        for damage in ["", "{", "no record", r#"{"version":2}"#] {
+            fs::write(&records[1], damage).unwrap();
+            let listed = again.clone();
+            network.collect_garbage(move || Ok(listed)).await.unwrap();
+            let told = told(directory);
+            let told = told.as_array().unwrap();
+            assert!(told.contains(&one) && told.len() == 1 + NETWORKS_LIMIT, "{damage}: {told:?}");
+            for number in 0..NETWORKS_LIMIT {
+                assert!(told.contains(&json!({ "containerID": ids[1], "ifname": format!("eth{number}") })));
+            }
+        }
         fs::remove_file(directory.join("told")).unwrap();
-        network.collect_garbage(move || Ok(records)).await.unwrap_err();
         network.collect_garbage(|| Err(io::ErrorKind::PermissionDenied.into())).await.unwrap_err();
         assert!(!directory.join("told").exists());
     }

@@ -11,6 +11,9 @@
 //! that a pod's network can be taken down after a crash at any moment, and with a
 //! configuration that has changed since.
 //!
+//! Nothing waits without an end: for plugins (killed after their time), for the lock of all networks, for what else is
+//! being done for the pod. What hangs holds up its own pod.
+//!
 //! Everything here blocks, and a thread that has entered a namespace is of no other use, so
 //! each operation runs on a thread of its own; nothing of it happens on those of tokio.
 
@@ -18,6 +21,7 @@ mod cancel;
 mod capabilities;
 pub mod cni;
 mod config;
+mod detach;
 mod error;
 mod garbage;
 mod join;
@@ -26,6 +30,7 @@ mod netns;
 mod network;
 mod record;
 mod tap;
+mod turn;
 
 pub use capabilities::{Dns, Pod, PortMapping, Protocol};
 pub use config::{Mode, NetworkConfig};
@@ -35,3 +40,6 @@ pub use network::{Attached, GuestInterface, Network};
 
 /// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[cfg(test)]
+mod tests;

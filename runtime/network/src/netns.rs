@@ -77,7 +77,7 @@ impl Netns {
     /// if there is none.
     pub fn remove(&self) -> Result<()> {
         loop {
-            match unmount(&self.path, UnmountFlags::DETACH) {
+            match unmount(&self.path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
                 // Mounted more than once is possible, if only by hand.
                 Ok(()) => {}
                 Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => break,

@@ -1,9 +1,10 @@
-//! The way in: attaching pods to their networks, and taking them off.
+//! The way in: attaching pods to their networks.
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use nacelle_netlink::Interface;
@@ -15,11 +16,12 @@ use crate::cni::{self, AddResult, Attachment, Chain, NetworkList, Plugins};
 use crate::join::{self, Joined};
 use crate::lock::{self, Held, How, LOCK};
 use crate::netns::Netns;
-use crate::record::Record;
+use crate::record::{Durable, Found, NETWORKS_LIMIT, Record, is_id};
+use crate::turn::Turns;
 use crate::{Dns, Error, Mode, NetworkConfig, Pod, Result};
 
 /// Names of a pod's interfaces, with a number after it.
-const PREFIX: &str = "eth";
+pub(crate) const PREFIX: &str = "eth";
 /// Names of pods' network namespaces, with the sandbox id after it.
 pub(crate) const NETNS: &str = "nacelle-";
 
@@ -54,21 +56,39 @@ pub struct Network {
 /// What is one for all clones.
 #[derive(Debug)]
 pub(crate) struct Shared {
+    /// How long a pod stays whose plugins do not take it off.
+    pub(crate) del_limit: Duration,
+    /// Directory of the records of pods that are gone, and that plugins did not take off.
+    pub(crate) left: PathBuf,
+    /// Whether there may be some.
+    pub(crate) left_behind: AtomicBool,
+    /// Whether there is a task for them.
+    pub(crate) settling: AtomicBool,
     /// The lock of all networks.
     pub(crate) lock: PathBuf,
+    pub(crate) turns: Turns,
 }
 
 impl Network {
-    /// By this configuration; every time limit is multiplied by `timeout_scale`.
+    /// By this configuration; every time limit is multiplied by `timeout_scale`. The records of pods that are gone
+    /// although plugins did not take them off are kept in the directory `left`, which need not be there.
     #[must_use]
-    pub fn new(config: NetworkConfig, timeout_scale: f64) -> Self {
+    pub fn new(config: NetworkConfig, left: PathBuf, timeout_scale: f64) -> Self {
+        let seconds = |seconds| Duration::from_secs(seconds).mul_f64(timeout_scale);
         let plugins = Plugins {
             directories: config.plugin_directories.clone(),
-            limit: Duration::from_secs(config.plugin_seconds).mul_f64(timeout_scale),
+            limit: seconds(config.plugin_seconds),
             until: None,
             cancel: None,
         };
-        let shared = Shared { lock: LOCK.into() };
+        let shared = Shared {
+            del_limit: seconds(config.del_seconds),
+            left,
+            left_behind: AtomicBool::new(false),
+            settling: AtomicBool::new(false),
+            lock: LOCK.into(),
+            turns: Turns::default(),
+        };
         Self { config: Arc::new(config), plugins: Arc::new(plugins), shared: Arc::new(shared) }
     }
 
@@ -88,9 +108,10 @@ impl Network {
         .await
     }
 
-    /// The networks that pods join, in the form that CRI clients show.
+    /// The networks that pods join, and what is left of pods that are gone, in the form that CRI clients show.
     pub async fn describe(&self) -> Value {
-        let lists = self.on_thread(|network| network.lists()).await.unwrap_or_default();
+        let seen = self.on_thread(|network| Ok((network.lists().unwrap_or_default(), network.describe_left())));
+        let (lists, left) = seen.await.unwrap_or_default();
         let networks: Vec<_> = lists
             .iter()
             .enumerate()
@@ -113,17 +134,19 @@ impl Network {
             "PluginMaxConfNum": self.config.networks,
             "Prefix": PREFIX,
             "Networks": networks,
+            "Left": left,
         })
     }
 
     /// Makes the pod's network namespace, attaches it to its networks and joins its
     /// interfaces to taps. `record` is where what is done is written down. None if pods have
-    /// no network. When it fails, nothing of it is left.
+    /// no network. When it fails, nothing of it is left, unless the error says so.
     ///
     /// When the future is dropped, what is being done is ended and undone in the background.
     ///
     /// # Errors
     /// There is no network, a plugin fails, or a guest cannot have what they made.
+    /// [`Error::Left`]: and what was made cannot be undone. Then [`Network::detach`] has to be called until it works.
     pub async fn attach(&self, pod: Pod, record: PathBuf) -> Result<Option<Attached>> {
         if self.config.cni == Mode::Off {
             return Ok(None);
@@ -139,31 +162,25 @@ impl Network {
         .await
     }
 
-    /// Takes a pod off its networks and removes its network namespace, by what its record
-    /// says. Nothing happens if there is none.
-    ///
-    /// # Errors
-    /// A plugin fails to undo what it did; all that can be undone is. Doing it again is fine.
-    pub async fn detach(&self, record: PathBuf) -> Result<()> {
-        self.on_thread(move |network| network.detach_by(&record)).await
-    }
-
-    /// Asks the plugins whether a pod's network is as they left it.
+    /// Asks the plugins whether the network of the sandbox `id` is as they left it.
     ///
     /// # Errors
     /// What is amiss.
-    pub async fn check(&self, record: PathBuf) -> Result<()> {
+    pub async fn check(&self, id: String, record: PathBuf) -> Result<()> {
         self.on_thread(move |network| {
-            let Some(record) = Record::read(&record)? else { return Ok(()) };
+            let Found::Whole(record) = Record::read(&record, &id, &network.config.netns_directory)? else {
+                return Ok(());
+            };
             let netns = record.netns.to_string_lossy();
             let chain = Chain::new(&network.plugins);
-            record.attachments.iter().try_for_each(|attachment| chain.check(attachment, &netns))
+            let mut asked = record.attachments.iter().flat_map(|attachment| chain.check(attachment, &netns));
+            asked.try_for_each(|(_, said)| said)
         })
         .await
     }
 
     pub(crate) fn lists(&self) -> Result<Vec<NetworkList>> {
-        cni::load(&self.config.conf_directory, self.config.networks)
+        cni::load(&self.config.conf_directory, self.config.networks.min(NETWORKS_LIMIT))
     }
 
     /// Takes the lock of all networks, as long as one plugin may take.
@@ -172,65 +189,37 @@ impl Network {
     }
 
     fn attach_to(&self, pod: &Pod, lists: Vec<NetworkList>, path: &Path, cancel: Arc<Cancel>) -> Result<Attached> {
+        if !is_id(&pod.id) {
+            return Err(Error::Invalid(format!("{:?} is no sandbox id, 64 hexadecimal digits", pod.id)));
+        }
         let (args, capabilities) = (pod.args()?, pod.capabilities()?);
+        let _turn = self.shared.turns.take(path, cancel.clone(), self.plugins.limit)?;
         let _with_others = self.lock(How::Shared, Some(&cancel))?;
         let netns = Netns::at(self.config.netns_directory.join(format!("{NETNS}{}", pod.id)));
         let mut record = Record::new(netns.path().into());
-        record.write(path)?;
+        record.write(path, Durable::No)?;
         let plugins = Plugins { cancel: Some(cancel.clone()), ..(*self.plugins).clone() };
         let attached = netns.create().and_then(|()| {
             let mut results = Vec::new();
             for (number, list) in lists.into_iter().enumerate() {
-                record.attachments.push(Attachment {
-                    list,
-                    interface: format!("{PREFIX}{number}"),
-                    container_id: pod.id.clone(),
-                    args: args.clone(),
-                    capabilities: capabilities.clone(),
-                    result: None,
-                });
-                record.write(path)?;
+                let (args, capabilities) = (args.clone(), capabilities.clone());
+                let interface = format!("{PREFIX}{number}");
+                record.attachments.push(Attachment::new(list, interface, pod.id.clone(), args, capabilities));
+                // From here on there is something that outlives the host's power.
+                record.write(path, Durable::Yes)?;
                 if let Some(attachment) = record.attachments.last_mut() {
                     results.push(Chain::new(&plugins).add(attachment, &netns.path().to_string_lossy())?);
                 }
-                record.write(path)?;
+                record.write(path, Durable::No)?;
             }
             let named: Vec<_> = results.iter().flat_map(AddResult::in_sandbox).map(str::to_owned).collect();
             let joined = netns.enter(|| join::join_all(&pod.id, &named))?;
             if cancel.asked() { Err(Error::Cancelled) } else { Ok(summary(joined, &results)) }
         });
-        if attached.is_err()
-            && let Err(error) = self.undo(&record, path)
-        {
-            tracing::warn!(sandbox = pod.id, %error, "what plugins have made is left");
-            // The namespace can go all the same, and with it the most of it.
-            let _ = netns.remove();
-            let _ = Record::remove(path);
-        }
-        attached
-    }
-
-    fn detach_by(&self, path: &Path) -> Result<()> {
-        match Record::read(path)? {
-            Some(record) => {
-                let _with_others = self.lock(How::Shared, None)?;
-                self.undo(&record, path)
-            }
-            None => Ok(()),
-        }
-    }
-
-    /// Undoes everything on record, last first, and removes the record if that worked.
-    fn undo(&self, record: &Record, path: &Path) -> Result<()> {
-        let netns = Netns::at(record.netns.clone());
-        let name = if netns.exists() { record.netns.to_string_lossy() } else { "".into() };
-        let mut first = Ok(());
-        for attachment in record.attachments.iter().rev() {
-            first = first.and(Chain::new(&self.plugins).del(attachment, &name));
-        }
-        first?;
-        netns.remove()?;
-        Record::remove(path)
+        attached.map_err(|add| match self.undo(&mut record, path) {
+            Ok(()) => add,
+            Err(undo) => Error::Left { add: Box::new(add), undo: Box::new(undo) },
+        })
     }
 
     /// Runs `work` on a thread that is there as long as it takes, whatever becomes of the

@@ -71,7 +71,7 @@ impl Manager {
             .map_err(|e| Error::Internal(e.to_string()))??;
         let config = Arc::new(config);
         let templates = Templates::open(config.clone(), layout.clone());
-        let network = Network::new(config.network.clone(), config.timeout_scale);
+        let network = Network::new(config.network.clone(), config.root.join("networks"), config.timeout_scale);
         let events = Events::default();
         let shared = Shared {
             config: config.clone(),

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use nacelle_network::Network;
+use nacelle_network::{Network, Pod};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::task::JoinSet;
 
@@ -117,7 +117,8 @@ async fn remove_unowned(network: &Network, layout: &Layout, owned: &HashSet<Stri
         if let Err(error) = cgroup {
             tracing::warn!(sandbox = %id, %error, "cgroup not removed");
         }
-        let detached = network.detach(paths.network()).await;
+        let pod = Pod { id: id.clone(), ..Pod::default() };
+        let detached = network.detach(pod, paths.network()).await;
         if let Err(error) = &detached {
             tracing::warn!(sandbox = %id, %error, "network not removed: it is tried again at the next start");
         }

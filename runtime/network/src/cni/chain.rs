@@ -1,5 +1,7 @@
 //! The plugins of a list, in order (specification, section 3).
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -7,6 +9,9 @@ use super::list::{NetworkList, Version};
 use super::plugin::{Call, Plugins};
 use super::result::AddResult;
 use crate::{Error, Result};
+
+/// A plugin's way to say that it knows of no such container, so that there is nothing to undo (specification, section 5).
+const NOTHING_TO_UNDO: u64 = 3;
 
 /// A pod's part in one network: all that ADD, CHECK and DEL need.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -23,6 +28,23 @@ pub struct Attachment {
     pub capabilities: Map<String, Value>,
     /// The result of ADD, once there is one.
     pub result: Option<Value>,
+    /// The plugins that have undone what they did.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub deleted: BTreeSet<usize>,
+}
+
+impl Attachment {
+    /// Of a pod that is about to join.
+    #[must_use]
+    pub fn new(
+        list: NetworkList,
+        interface: String,
+        container_id: String,
+        args: String,
+        capabilities: Map<String, Value>,
+    ) -> Self {
+        Self { list, interface, container_id, args, capabilities, result: None, deleted: BTreeSet::new() }
+    }
 }
 
 /// An attachment that plugins shall not forget (specification, `cni.dev/valid-attachments`).
@@ -77,41 +99,51 @@ impl<'a> Chain<'a> {
         Ok(parsed)
     }
 
-    /// Asks whether all is as ADD left it. Blocks.
-    ///
-    /// # Errors
-    /// The first plugin that finds something amiss.
-    pub fn check(&self, attachment: &Attachment, netns: &str) -> Result<()> {
+    /// Asks every plugin whether all is as ADD left it, whatever the one before says; nobody where there is nothing to
+    /// ask by. Returns what each says, by its place in the list. Blocks.
+    #[must_use]
+    pub fn check(&self, attachment: &Attachment, netns: &str) -> Vec<(usize, Result<()>)> {
         let list = &attachment.list;
         if list.version < Version::V0_4_0 || list.disable_check || attachment.result.is_none() {
-            return Ok(());
+            return Vec::new();
         }
-        for plugin in &list.plugins {
+        let asked = list.plugins.iter().enumerate().map(|(index, plugin)| {
             let config = derive(list, plugin, &attachment.capabilities, attachment.result.as_ref());
-            self.run(attachment, plugin, "CHECK", netns, &config)?;
-        }
-        Ok(())
+            (index, self.run(attachment, plugin, "CHECK", netns, &config).map(drop))
+        });
+        asked.collect()
     }
 
-    /// Leaves the network, last plugin first; `netns` is empty if the namespace is gone.
-    /// A plugin that is not installed any more can undo nothing, which is said and passed
-    /// over. Blocks.
+    /// Leaves the network, last plugin first, and keeps in the attachment which plugins have done so; `netns` is empty
+    /// if the namespace is gone. A plugin that fails keeps no other from its turn. Blocks.
     ///
-    /// # Errors
-    /// The first plugin that fails. Doing it again is fine.
-    pub fn del(&self, attachment: &Attachment, netns: &str) -> Result<()> {
+    /// Doing it again asks those that have failed. The others are not asked twice: plugins may take back what they know
+    /// by the pod's address only (firewall does), and the address may be another pod's by then.
+    ///
+    /// A plugin that is not installed any more can undo nothing, which is said and passed over.
+    ///
+    /// Returns the failures.
+    #[must_use]
+    pub fn del(&self, attachment: &mut Attachment, netns: &str) -> Vec<Error> {
         let list = &attachment.list;
         let result = attachment.result.as_ref().filter(|_| list.version >= Version::V0_4_0);
-        for plugin in list.plugins.iter().rev() {
+        let mut failures = Vec::new();
+        for (index, plugin) in list.plugins.iter().enumerate().rev() {
+            if attachment.deleted.contains(&index) {
+                continue;
+            }
             let config = derive(list, plugin, &attachment.capabilities, result);
             match self.run(attachment, plugin, "DEL", netns, &config) {
+                Ok(_) | Err(Error::Plugin { code: Some(NOTHING_TO_UNDO), .. }) => {
+                    attachment.deleted.insert(index);
+                }
                 Err(error @ Error::PluginMissing { .. }) => {
                     tracing::warn!(sandbox = attachment.container_id, %error, "what it has made is left");
                 }
-                result => drop(result?),
+                Err(error) => failures.push(error),
             }
         }
-        Ok(())
+        failures
     }
 
     /// Asks whether pods can join now: the programs are there and, since version 1.1.0,

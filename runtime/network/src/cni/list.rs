@@ -78,6 +78,26 @@ impl NetworkList {
         parse(source, text).map_err(|reason| Error::Configuration { path: source.into(), reason })
     }
 
+    /// Looks at what plugins and their programs are chosen by.
+    ///
+    /// # Errors
+    /// What is wrong, with the field.
+    pub fn validate(&self) -> std::result::Result<(), String> {
+        let (name, first) = (&self.name, |byte: u8| byte.is_ascii_alphanumeric());
+        if !name.bytes().next().is_some_and(first) || !name.bytes().all(|byte| first(byte) || b"_.-".contains(&byte)) {
+            return Err(format!(
+                "name: {name:?} must be letters, digits, '_', '.' and '-', and start with one of the first"
+            ));
+        }
+        if self.plugins.is_empty() {
+            return Err("plugins: is empty".into());
+        }
+        match self.plugins.iter().position(|plugin| !is_plain(Self::kind(plugin))) {
+            Some(index) => Err(format!("plugins[{index}].type: must be the name of a plugin's program")),
+            None => Ok(()),
+        }
+    }
+
     /// The `type` of a plugin: the name of its program.
     #[must_use]
     pub fn kind(plugin: &Map<String, Value>) -> &str {
@@ -92,12 +112,6 @@ fn parse(source: &Path, text: &[u8]) -> std::result::Result<NetworkList, String>
         Some(Value::String(name)) => name.clone(),
         _ => return Err("name: is missing, or no string".into()),
     };
-    let first = |byte: u8| byte.is_ascii_alphanumeric();
-    if !name.bytes().next().is_some_and(first) || !name.bytes().all(|byte| first(byte) || b"_.-".contains(&byte)) {
-        return Err(format!(
-            "name: {name:?} must be letters, digits, '_', '.' and '-', and start with one of the first"
-        ));
-    }
     let version = version(&object)?;
     let disable_check = flag(&object, "disableCheck")?;
     let disable_gc = flag(&object, "disableGC")?;
@@ -113,16 +127,9 @@ fn parse(source: &Path, text: &[u8]) -> std::result::Result<NetworkList, String>
         Some(_) => return Err("plugins: is no list".into()),
         None => vec![object],
     };
-    if plugins.is_empty() {
-        return Err("plugins: is empty".into());
-    }
-    for (index, plugin) in plugins.iter().enumerate() {
-        let kind = NetworkList::kind(plugin);
-        if !is_plain(kind) {
-            return Err(format!("plugins[{index}].type: must be the name of a plugin's program"));
-        }
-    }
-    Ok(NetworkList { name, version, disable_check, disable_gc, plugins, source: source.into() })
+    let list = NetworkList { name, version, disable_check, disable_gc, plugins, source: source.into() };
+    list.validate()?;
+    Ok(list)
 }
 
 /// The highest version that both the configuration and we know.

@@ -11,9 +11,10 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::chain::derive;
-use super::{AddResult, Attachment, Chain, NetworkList, Plugins, Valid, Version, load};
 use crate::Error;
 use crate::cancel::Cancel;
+
+use super::{AddResult, Attachment, Chain, NetworkList, Plugins, Valid, Version, load};
 
 fn list(text: &Value) -> NetworkList {
     NetworkList::parse(Path::new("10-test.conflist"), text.to_string().as_bytes()).unwrap()
@@ -122,14 +123,8 @@ fn plugin(directory: &Path, name: &str, script: &str) {
 
 fn attachment(kinds: &[&str]) -> Attachment {
     let plugins: Vec<_> = kinds.iter().map(|kind| json!({ "type": kind })).collect();
-    Attachment {
-        list: list(&json!({ "cniVersion": "1.0.0", "name": "net", "plugins": plugins })),
-        interface: "eth0".into(),
-        container_id: "c".into(),
-        args: String::new(),
-        capabilities: Map::new(),
-        result: None,
-    }
+    let list = list(&json!({ "cniVersion": "1.0.0", "name": "net", "plugins": plugins }));
+    Attachment::new(list, "eth0".into(), "c".into(), String::new(), Map::new())
 }
 
 fn plugins(directory: &Path, seconds: u64) -> Plugins {
@@ -158,8 +153,8 @@ fn results_go_from_plugin_to_plugin_and_back_in_reverse() {
     let (chain, mut attachment) = (Chain::new(&plugins), attachment(&["one", "two"]));
     let result = chain.add(&mut attachment, "/run/netns/x").unwrap();
     assert_eq!(result.addresses("eth0"), [std::net::IpAddr::from([10, 0, 0, 3])]);
-    chain.check(&attachment, "/run/netns/x").unwrap();
-    chain.del(&attachment, "").unwrap();
+    assert!(chain.check(&attachment, "/run/netns/x").iter().all(|(_, said)| said.is_ok()));
+    assert!(chain.del(&mut attachment, "").is_empty());
     let log = fs::read_to_string(directory.path().join("log")).unwrap();
     let calls: Vec<_> = log.lines().map(|line| line.split(' ').take(2).collect::<Vec<_>>().join(" ")).collect();
     assert_eq!(calls, ["one ADD", "two ADD", "one CHECK", "two CHECK", "two DEL", "one DEL"]);
@@ -188,7 +183,8 @@ fn a_failure_is_told_in_the_plugins_own_words() {
         let error = Chain::new(&plugins).add(&mut attachment(&[kind]), "").unwrap_err().to_string();
         assert!(words.iter().all(|word| error.contains(word)) && error.contains("\"net\""), "{kind}: {error}");
     }
-    Chain::new(&plugins).del(&attachment(&["absent"]), "").expect("what is not installed can undo nothing");
+    let failures = Chain::new(&plugins).del(&mut attachment(&["absent"]), "");
+    assert!(failures.is_empty(), "what is not installed can undo nothing");
 }
 
 #[test]
@@ -218,7 +214,7 @@ fn what_a_plugin_leaves_behind_holds_nobody_up_and_what_it_says_is_cut() {
     let script = format!("setsid sh -c 'echo $$ >{0}.new; mv {0}.new {0}; exec sleep 1000' &", child.display());
     plugin(directory.path(), "leaves", &format!("{script}\nuntil [ -e {} ]; do :; done; exit 0", child.display()));
     let plugins = plugins(directory.path(), 500);
-    Chain::new(&plugins).del(&attachment(&["leaves"]), "").unwrap();
+    assert!(Chain::new(&plugins).del(&mut attachment(&["leaves"]), "").is_empty());
     let pid: i32 = fs::read_to_string(&child).unwrap().trim().parse().unwrap();
     rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL).unwrap();
 
@@ -226,6 +222,47 @@ fn what_a_plugin_leaves_behind_holds_nobody_up_and_what_it_says_is_cut() {
     plugin(directory.path(), "talks", long);
     let error = Chain::new(&plugins).add(&mut attachment(&["talks"]), "").unwrap_err().to_string();
     assert!(error.len() < 2000 && error.contains("end (code 7)"), "{error}");
+}
+
+#[test]
+fn every_plugin_is_asked_whatever_the_others_say_and_none_undoes_twice() {
+    let directory = tempfile::tempdir().unwrap();
+    let refuses = |name: &str| {
+        format!(
+            r#"[ -e {0}/repaired ] || {{ echo '{{"code":11,"msg":"{name} is out"}}'; exit 1; }}"#,
+            directory.path().display()
+        )
+    };
+    let added = r#"[ $CNI_COMMAND != ADD ] || { echo '{"cniVersion":"1.0.0"}'; exit 0; }"#;
+    for (name, script) in [
+        ("one", String::new()),
+        ("two", refuses("two")),
+        ("three", "sleep 1000".into()),
+        ("four", r#"echo '{"code":3,"msg":"what container?"}'; exit 1"#.into()),
+    ] {
+        plugin(directory.path(), name, &format!("{added}\n{script}"));
+    }
+    let plugins = plugins(directory.path(), 1);
+    let (chain, mut attachment) = (Chain::new(&plugins), attachment(&["one", "two", "three", "absent", "four"]));
+    attachment.result = Some(json!({}));
+    let words = |said: Vec<Error>| said.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let checked = chain.check(&attachment, "");
+    assert_eq!(checked.iter().map(|(_, said)| said.is_ok()).collect::<Vec<_>>(), [true, false, false, false, false]);
+    let failures = words(chain.del(&mut attachment, ""));
+    assert!(
+        matches!(&failures[..], [three, two] if three.contains("\"three\"") && two.contains("two is out")),
+        "{failures:?}"
+    );
+
+    fs::remove_file(directory.path().join("log")).unwrap();
+    fs::write(directory.path().join("repaired"), "").unwrap();
+    plugin(directory.path(), "three", "");
+    // What is on record is what counts.
+    let mut attachment: Attachment = serde_json::from_value(json!(attachment)).unwrap();
+    assert!(chain.del(&mut attachment, "").is_empty());
+    let log = fs::read_to_string(directory.path().join("log")).unwrap();
+    let calls: Vec<_> = log.lines().map(|line| line.split(' ').take(2).collect::<Vec<_>>().join(" ")).collect();
+    assert_eq!(calls, ["three DEL", "two DEL"]);
 }
 
 #[test]

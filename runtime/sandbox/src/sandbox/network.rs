@@ -16,9 +16,9 @@ use crate::{Error, Result};
 const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
 
 impl Sandbox {
-    /// Attaches the pod to its networks. When it fails, the guest is not waited for.
-    pub(super) async fn attach_network(&self, config: &SandboxConfig, vm: &Vm) -> Result<Option<Attached>> {
-        let pod = Pod {
+    /// The pod, as far as its network is concerned.
+    fn network_pod(&self, config: &SandboxConfig) -> Pod {
+        Pod {
             id: self.id.clone(),
             name: config.name.clone(),
             namespace: config.namespace.clone(),
@@ -31,8 +31,12 @@ impl Sandbox {
                 options: config.dns.options.clone(),
             },
             cgroup_parent: config.cgroup_parent.clone(),
-        };
-        let attached = self.network.attach(pod, self.paths.network()).await;
+        }
+    }
+
+    /// Attaches the pod to its networks. When it fails, the guest is not waited for.
+    pub(super) async fn attach_network(&self, config: &SandboxConfig, vm: &Vm) -> Result<Option<Attached>> {
+        let attached = self.network.attach(self.network_pod(config), self.paths.network()).await;
         if attached.is_err() {
             vm.kill().await;
         }
@@ -56,7 +60,8 @@ impl Sandbox {
 
     /// Takes the pod off its networks. Idempotent.
     pub(super) async fn detach_network(&self) -> Result<()> {
-        self.network.detach(self.paths.network()).await?;
+        let pod = self.network_pod(&self.lock().record.config);
+        self.network.detach(pod, self.paths.network()).await?;
         self.lock().record.ips.clear();
         Ok(())
     }
@@ -66,7 +71,7 @@ impl Sandbox {
     pub(super) fn check_network(&self) {
         let (network, record, id) = (self.network.clone(), self.paths.network(), self.id.clone());
         tokio::spawn(async move {
-            if let Err(error) = network.check(record).await {
+            if let Err(error) = network.check(id.clone(), record).await {
                 tracing::warn!(sandbox = id, %error, "the pod's network is not as it was made");
             }
         });
