@@ -428,3 +428,44 @@ async fn a_pod_goes_in_the_end_without_a_plugin_that_never_undoes() {
     daemon.restart().await.unwrap();
     until("it is asked again", || !held.exists() && !record.exists()).await;
 }
+
+#[tokio::test]
+async fn a_healthy_pod_is_not_called_broken_after_a_restart_and_a_damaged_one_is() {
+    let mut daemon = Daemon::networked("").unwrap();
+    // The last one to be asked.
+    script(&daemon, "marker", "[ $CNI_COMMAND != CHECK ] || echo asked >>marker");
+    let network = Network { daemon: &daemon, bridge: "nt-check", number: 8 };
+    let portmap = json!({ "type": "portmap", "capabilities": { "portMappings": true } });
+    network.write("10.conflist", network.range(), &[portmap, json!({ "type": "marker" })]);
+    daemon.restart().await.unwrap();
+    let client = daemon.client().await;
+    let logs = tempfile::tempdir().unwrap();
+    let mut config = pod_config(logs.path());
+    config.port_mappings = vec![cri::PortMapping { container_port: 80, host_port: 31_088, ..Default::default() }];
+    let pod = client.run_pod_as(config).await.unwrap();
+    let record = daemon.path().join(format!("root/pods/{pod}/network.json"));
+    let checks = || {
+        let record: Value = serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
+        record["attachments"][0]["checks"].clone()
+    };
+    until("the plugins are asked for the first time", || !checks().is_null()).await;
+    // Debian's portmap finds something amiss in whatever it has just made.
+    assert_eq!(checks(), json!({ "0": "passed", "1": "wrong", "2": "passed" }));
+    let marker = daemon.path().join("marker");
+    let asked = || fs::read_to_string(&marker).unwrap_or_default().lines().count();
+    assert_eq!(asked(), 1);
+    daemon.kill();
+    daemon.restart().await.unwrap();
+    until("they are asked again", || asked() == 2).await;
+    daemon.terminate().unwrap();
+
+    let netns = format!("--net={}", daemon.netns()[0].display());
+    nacelle_tests::host::run("nsenter", &[&netns, "ip", "addr", "flush", "dev", "eth0"]);
+    daemon.restart().await.unwrap();
+    until("they are asked once more", || daemon.log().contains("not as it was made")).await;
+    let log = daemon.log();
+    let told: Vec<_> = log.lines().filter(|line| line.contains("as it was made")).collect();
+    assert!(told.len() == 1 && told[0].contains("\"bridge\"") && told[0].contains(&pod), "{told:?}");
+    daemon.client().await.remove_pod(&pod).await.unwrap();
+    assert_eq!(daemon.leftovers(), [""; 0]);
+}

@@ -19,6 +19,7 @@
 
 mod cancel;
 mod capabilities;
+mod check;
 pub mod cni;
 mod config;
 mod detach;
@@ -33,6 +34,7 @@ mod tap;
 mod turn;
 
 pub use capabilities::{Dns, Pod, PortMapping, Protocol};
+pub use check::{Checked, Finding};
 pub use config::{Mode, NetworkConfig};
 pub use error::Error;
 pub use nacelle_netlink::{Address, Interface, Mac, Neighbour, Route, Scope};

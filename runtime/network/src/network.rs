@@ -12,11 +12,12 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use crate::cancel::Cancel;
+use crate::check::Checks;
 use crate::cni::{self, AddResult, Attachment, Chain, NetworkList, Plugins};
 use crate::join::{self, Joined};
 use crate::lock::{self, Held, How, LOCK};
 use crate::netns::Netns;
-use crate::record::{Durable, Found, NETWORKS_LIMIT, Record, is_id};
+use crate::record::{Durable, NETWORKS_LIMIT, Record, is_id};
 use crate::turn::Turns;
 use crate::{Dns, Error, Mode, NetworkConfig, Pod, Result};
 
@@ -67,6 +68,7 @@ pub(crate) struct Shared {
     /// The lock of all networks.
     pub(crate) lock: PathBuf,
     pub(crate) turns: Turns,
+    pub(crate) checks: Checks,
 }
 
 impl Network {
@@ -88,6 +90,7 @@ impl Network {
             settling: AtomicBool::new(false),
             lock: LOCK.into(),
             turns: Turns::default(),
+            checks: Checks::default(),
         };
         Self { config: Arc::new(config), plugins: Arc::new(plugins), shared: Arc::new(shared) }
     }
@@ -162,23 +165,6 @@ impl Network {
         .await
     }
 
-    /// Asks the plugins whether the network of the sandbox `id` is as they left it.
-    ///
-    /// # Errors
-    /// What is amiss.
-    pub async fn check(&self, id: String, record: PathBuf) -> Result<()> {
-        self.on_thread(move |network| {
-            let Found::Whole(record) = Record::read(&record, &id, &network.config.netns_directory)? else {
-                return Ok(());
-            };
-            let netns = record.netns.to_string_lossy();
-            let chain = Chain::new(&network.plugins);
-            let mut asked = record.attachments.iter().flat_map(|attachment| chain.check(attachment, &netns));
-            asked.try_for_each(|(_, said)| said)
-        })
-        .await
-    }
-
     pub(crate) fn lists(&self) -> Result<Vec<NetworkList>> {
         cni::load(&self.config.conf_directory, self.config.networks.min(NETWORKS_LIMIT))
     }
@@ -193,7 +179,8 @@ impl Network {
             return Err(Error::Invalid(format!("{:?} is no sandbox id, 64 hexadecimal digits", pod.id)));
         }
         let (args, capabilities) = (pod.args()?, pod.capabilities()?);
-        let _turn = self.shared.turns.take(path, cancel.clone(), self.plugins.limit)?;
+        let _starting = self.shared.checks.starting();
+        let turn = self.shared.turns.take(path, cancel.clone(), self.plugins.limit)?;
         let _with_others = self.lock(How::Shared, Some(&cancel))?;
         let netns = Netns::at(self.config.netns_directory.join(format!("{NETNS}{}", pod.id)));
         let mut record = Record::new(netns.path().into());
@@ -216,10 +203,15 @@ impl Network {
             let joined = netns.enter(|| join::join_all(&pod.id, &named))?;
             if cancel.asked() { Err(Error::Cancelled) } else { Ok(summary(joined, &results)) }
         });
-        attached.map_err(|add| match self.undo(&mut record, path) {
+        let attached = attached.map_err(|add| match self.undo(&mut record, path) {
             Ok(()) => add,
             Err(undo) => Error::Left { add: Box::new(add), undo: Box::new(undo) },
-        })
+        });
+        drop(turn);
+        if attached.is_ok() {
+            self.check_later(&pod.id, path);
+        }
+        attached
     }
 
     /// Runs `work` on a thread that is there as long as it takes, whatever becomes of the

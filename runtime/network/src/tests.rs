@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::check::Checks;
 use crate::{Error, Network, NetworkConfig, Pod, PortMapping, Protocol};
 
 /// A host with a directory of its own.
@@ -37,6 +38,7 @@ impl Host {
         let mut network = Network::new(config, path.join("left"), scale);
         let shared = Arc::get_mut(&mut network.shared).unwrap();
         shared.lock = path.join("lock");
+        shared.checks = Checks::at_once();
         let host = Self { network, id: "5a".repeat(32), directory };
         let probe = crate::netns::Netns::at(path_of(&host, "probe"));
         match probe.create() {
@@ -235,4 +237,97 @@ async fn a_record_that_is_lost_or_newer_loses_nothing() {
     let calls = host.calls("keeps DEL");
     assert!(calls.len() == 1 && calls[0].contains("\"hostPort\":8080"), "{calls:?}");
     host.nothing_is_left();
+}
+
+#[tokio::test]
+async fn a_healthy_pod_is_not_called_broken_and_a_broken_one_is() {
+    let Some(host) = Host::new(60, 1000, 1.0) else { return };
+    host.plugin("right", "[ $CNI_COMMAND != CHECK ] || [ ! -e damaged ] || { echo no route >&2; exit 1; }");
+    host.plugin("wrong", "[ $CNI_COMMAND != CHECK ] || { echo no rule >&2; exit 1; }");
+    host.configure("net", &["wrong", "right"]);
+    host.attach().await.unwrap();
+    let read = || serde_json::from_slice::<Value>(&fs::read(host.record()).unwrap()).unwrap();
+    until("asked", async || read()["attachments"][0]["checks"] == json!({ "0": "wrong", "1": "passed" })).await;
+    let check = async || host.network.check(host.id.clone(), host.record()).await.unwrap();
+    // The thread that has asked is done with the pod a moment later.
+    until("asked", async || host.network.shared.turns.try_take(&host.record(), cancel()).is_some()).await;
+    assert_eq!(check().await, crate::Checked::default());
+    host.touch("damaged");
+    let checked = check().await;
+    assert_eq!((checked.amiss.len(), checked.unsure.len()), (1, 0), "{checked:?}");
+    assert!(checked.amiss[0].plugin == "right" && checked.amiss[0].what.contains("no route"), "{checked:?}");
+
+    // As a daemon that ended before has left it: nobody knows.
+    let mut unknown = read();
+    unknown["attachments"][0].as_object_mut().unwrap().remove("checks");
+    fs::write(host.record(), unknown.to_string()).unwrap();
+    let checked = check().await;
+    assert_eq!((checked.amiss.len(), checked.unsure.len()), (0, 2), "{checked:?}");
+    fs::remove_file(host.path("damaged")).unwrap();
+    assert_eq!(check().await.unsure.len(), 1);
+    host.touch("damaged");
+    assert_eq!(check().await.amiss.len(), 1, "what has found it in order is believed");
+
+    // What can be seen without them.
+    let deleted = std::process::Command::new("nsenter")
+        .arg(format!("--net={}", host.netns().display()))
+        .args(["ip", "link", "del", "eth0"])
+        .status();
+    assert!(deleted.unwrap().success());
+    assert!(check().await.amiss.iter().any(|finding| finding.what.contains("eth0 is gone")));
+    crate::netns::Netns::at(host.netns()).remove().unwrap();
+    assert!(check().await.amiss.iter().any(|finding| finding.what.contains("namespace")));
+    host.detach().await.unwrap();
+}
+
+fn cancel() -> Arc<crate::cancel::Cancel> {
+    Arc::new(crate::cancel::Cancel::new().unwrap())
+}
+
+/// Debian's plugins, in a network namespace of the test's own: portmap 1.1.1 looks for the rules of an IPv4 address
+/// among those of IPv6, too, and finds none.
+#[test]
+fn debian_s_portmap_is_not_believed_and_its_bridge_is() {
+    let installed = PathBuf::from("/usr/lib/cni");
+    let Some(mut host) = Host::new(60, 1000, 1.0).filter(|_| installed.join("portmap").exists()) else { return };
+    let mut config = (*host.network.config).clone();
+    config.plugin_directories = vec![installed.clone()];
+    host.network.config = Arc::new(config);
+    host.network.plugins =
+        Arc::new(crate::cni::Plugins { directories: vec![installed], ..(*host.network.plugins).clone() });
+    let ipam = json!({ "type": "host-local", "ranges": [[{ "subnet": "10.9.0.0/24" }]], "dataDir": host.path("ipam") });
+    let list = json!({ "cniVersion": "1.0.0", "name": "net", "plugins": [
+        { "type": "bridge", "bridge": "b0", "isGateway": true, "ipam": ipam },
+        { "type": "portmap", "capabilities": { "portMappings": true } },
+    ] });
+    let list = crate::cni::NetworkList::parse(Path::new("x"), list.to_string().as_bytes()).unwrap();
+    let run = |program: &str, args: &[&str]| {
+        let done = std::process::Command::new(program).args(args).output().unwrap();
+        assert!(done.status.success(), "{program}: {}", String::from_utf8_lossy(&done.stderr));
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // SAFETY: the thread shares nothing with others that the network namespace holds, and ends with this.
+            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
+            let (network, netns) = (&host.network, crate::netns::Netns::at(host.netns()));
+            let mut record = crate::record::Record::new(host.netns());
+            let capabilities = host.pod().capabilities().unwrap();
+            let (args, id) = (host.pod().args().unwrap(), host.id.clone());
+            let mut attachment = crate::cni::Attachment::new(list, "eth0".into(), id, args, capabilities);
+            netns.create().unwrap();
+            let name = netns.path().to_str().unwrap().to_owned();
+            crate::cni::Chain::new(&network.plugins).add(&mut attachment, &name).unwrap();
+            record.attachments.push(attachment);
+            record.write(&host.record(), crate::record::Durable::Yes).unwrap();
+
+            network.check_now(&host.id, &host.record(), true).unwrap();
+            let checked = network.check_now(&host.id, &host.record(), false).unwrap();
+            assert_eq!(checked, crate::Checked::default());
+            run("nsenter", &[&format!("--net={name}"), "ip", "addr", "flush", "dev", "eth0"]);
+            let checked = network.check_now(&host.id, &host.record(), false).unwrap();
+            assert!(checked.amiss.len() == 1 && checked.amiss[0].plugin == "bridge", "{checked:?}");
+            network.detach_by(&host.pod(), &host.record()).unwrap();
+            host.nothing_is_left();
+        });
+    });
 }

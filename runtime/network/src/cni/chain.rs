@@ -1,6 +1,6 @@
 //! The plugins of a list, in order (specification, section 3).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -31,6 +31,19 @@ pub struct Attachment {
     /// The plugins that have undone what they did.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub deleted: BTreeSet<usize>,
+    /// What is known of the plugins' CHECK.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub checks: BTreeMap<usize, Check>,
+}
+
+/// What a plugin's CHECK of an attachment can tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Check {
+    /// It has found the attachment in order: if it finds something amiss, it is amiss.
+    Passed,
+    /// It found something amiss in what had just been made: it tells nothing.
+    Wrong,
 }
 
 impl Attachment {
@@ -43,7 +56,8 @@ impl Attachment {
         args: String,
         capabilities: Map<String, Value>,
     ) -> Self {
-        Self { list, interface, container_id, args, capabilities, result: None, deleted: BTreeSet::new() }
+        let (deleted, checks) = (BTreeSet::new(), BTreeMap::new());
+        Self { list, interface, container_id, args, capabilities, result: None, deleted, checks }
     }
 }
 

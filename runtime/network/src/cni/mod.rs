@@ -9,7 +9,7 @@ mod list;
 mod plugin;
 mod result;
 
-pub use chain::{Attachment, Chain, Valid};
+pub use chain::{Attachment, Chain, Check, Valid};
 pub use discovery::load;
 pub use list::{NetworkList, Version};
 pub use plugin::Plugins;

@@ -66,13 +66,24 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Looks whether the network of a pod that was taken over is still there, and says so if
+    /// Looks whether the network of a pod that was taken over is still as it was made, and says so if
     /// it is not.
     pub(super) fn check_network(&self) {
         let (network, record, id) = (self.network.clone(), self.paths.network(), self.id.clone());
         tokio::spawn(async move {
-            if let Err(error) = network.check(id.clone(), record).await {
-                tracing::warn!(sandbox = id, %error, "the pod's network is not as it was made");
+            match network.check(id.clone(), record).await {
+                Ok(checked) => {
+                    for finding in checked.amiss {
+                        tracing::warn!(sandbox = id, "the pod's network is not as it was made: {finding}");
+                    }
+                    for finding in checked.unsure {
+                        tracing::info!(
+                            sandbox = id,
+                            "the pod's network may be as it was made, or not: {finding}; whether that was so from the beginning was not looked at"
+                        );
+                    }
+                }
+                Err(error) => tracing::warn!(sandbox = id, %error, "the pod's network is not looked at"),
             }
         });
     }
