@@ -167,7 +167,7 @@ fn slow_to_change(mounts: &str, release: &str) -> bool {
 fn network(config: &Config) -> Result<String, String> {
     let network = Network::new(config.network.clone(), config.root.join("networks"), config.timeout_scale);
     let runtime =
-        tokio::runtime::Builder::new_current_thread().build().map_err(|error| error.to_string())?;
+        tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(|error| error.to_string())?;
     runtime.block_on(network.status()).map_err(|error| error.to_string())?;
     Ok(format!("configured in {}", config.network.conf_directory.display()))
 }

@@ -469,3 +469,21 @@ async fn a_healthy_pod_is_not_called_broken_after_a_restart_and_a_damaged_one_is
     daemon.client().await.remove_pod(&pod).await.unwrap();
     assert_eq!(daemon.leftovers(), [""; 0]);
 }
+
+#[tokio::test]
+async fn the_status_is_told_though_a_plugin_hangs() {
+    let mut daemon = Daemon::networked("").unwrap();
+    script(&daemon, "hangs", "echo asked >>asked; [ $CNI_COMMAND != STATUS ] || sleep 100000");
+    let list = json!({ "cniVersion": "1.1.0", "name": "nt-hangs", "plugins": [{ "type": "hangs" }] });
+    fs::write(daemon.path().join("cni/10.conflist"), list.to_string()).unwrap();
+    daemon.restart().await.unwrap();
+    let client = daemon.client().await;
+    let asked = || fs::read_to_string(daemon.path().join("asked")).unwrap_or_default().lines().count();
+    // GC, at the start.
+    until("told of no pods", || asked() == 1).await;
+    for _ in 0..2 {
+        let told = tokio::time::timeout(limit(10), network_condition(&client)).await.expect("no answer");
+        assert!(!told.status && told.message.contains("takes long"), "{told:?}");
+    }
+    assert_eq!(asked(), 2, "it is asked once");
+}

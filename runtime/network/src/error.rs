@@ -75,6 +75,9 @@ pub enum Error {
         /// Why it cannot be undone.
         undo: Box<Self>,
     },
+    /// Plugins have been asked for long, and have not answered yet.
+    #[error("asking the CNI plugins for their status takes long: it is not over after {0:?}")]
+    Asking(Duration),
     /// What the plugins made cannot be given to a guest.
     #[error("network interface {interface:?}: {reason}")]
     Interface {

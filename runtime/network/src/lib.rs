@@ -30,6 +30,7 @@ mod lock;
 mod netns;
 mod network;
 mod record;
+mod status;
 mod tap;
 mod turn;
 

@@ -18,6 +18,7 @@ use crate::join::{self, Joined};
 use crate::lock::{self, Held, How, LOCK};
 use crate::netns::Netns;
 use crate::record::{Durable, NETWORKS_LIMIT, Record, is_id};
+use crate::status::Status;
 use crate::turn::Turns;
 use crate::{Dns, Error, Mode, NetworkConfig, Pod, Result};
 
@@ -57,6 +58,8 @@ pub struct Network {
 /// What is one for all clones.
 #[derive(Debug)]
 pub(crate) struct Shared {
+    /// The factor of time limits.
+    pub(crate) scale: f64,
     /// How long a pod stays whose plugins do not take it off.
     pub(crate) del_limit: Duration,
     /// Directory of the records of pods that are gone, and that plugins did not take off.
@@ -69,6 +72,7 @@ pub(crate) struct Shared {
     pub(crate) lock: PathBuf,
     pub(crate) turns: Turns,
     pub(crate) checks: Checks,
+    pub(crate) status: Status,
 }
 
 impl Network {
@@ -84,6 +88,7 @@ impl Network {
             cancel: None,
         };
         let shared = Shared {
+            scale: timeout_scale,
             del_limit: seconds(config.del_seconds),
             left,
             left_behind: AtomicBool::new(false),
@@ -91,30 +96,16 @@ impl Network {
             lock: LOCK.into(),
             turns: Turns::default(),
             checks: Checks::default(),
+            status: Status::default(),
         };
         Self { config: Arc::new(config), plugins: Arc::new(plugins), shared: Arc::new(shared) }
-    }
-
-    /// Whether pods can join a network now.
-    ///
-    /// # Errors
-    /// Why not: no configuration, a plugin that is missing or not ready.
-    pub async fn status(&self) -> Result<()> {
-        if self.config.cni == Mode::Off {
-            let words = "networking is switched off by network.cni = \"off\": pods have their loopback interface only";
-            return Err(Error::Invalid(words.into()));
-        }
-        self.on_thread(|network| {
-            let lists = network.lists()?;
-            lists.iter().try_for_each(|list| Chain::new(&network.plugins).status(list))
-        })
-        .await
     }
 
     /// The networks that pods join, and what is left of pods that are gone, in the form that CRI clients show.
     pub async fn describe(&self) -> Value {
         let seen = self.on_thread(|network| Ok((network.lists().unwrap_or_default(), network.describe_left())));
-        let (lists, left) = seen.await.unwrap_or_default();
+        let seen = tokio::time::timeout(self.patience(), seen).await.ok().and_then(Result::ok);
+        let (lists, left) = seen.unwrap_or_default();
         let networks: Vec<_> = lists
             .iter()
             .enumerate()

@@ -284,6 +284,38 @@ fn cancel() -> Arc<crate::cancel::Cancel> {
     Arc::new(crate::cancel::Cancel::new().unwrap())
 }
 
+#[tokio::test]
+async fn the_status_is_there_soon_and_no_plugin_is_asked_twice_at_once() {
+    // A fiftieth of the time: 40 ms.
+    let Some(host) = Host::new(3600, 1000, 0.02) else { return };
+    host.plugin("slow", "[ $CNI_COMMAND != STATUS ] || until [ -e go ]; do sleep 0.01; done; [ ! -e bad ] || exit 1");
+    host.configure("net", &["slow"]);
+    let status = async || host.network.status().await;
+    let ask = async || tokio::join!(status(), status(), status());
+    for _ in 0..2 {
+        let (one, two, three) = ask().await;
+        for answer in [one, two, three] {
+            assert!(matches!(*answer.unwrap_err(), Error::Asking(_)));
+        }
+    }
+    assert_eq!(host.calls("slow STATUS").len(), 1);
+    host.touch("go");
+    until("ready", async || status().await.is_ok()).await;
+    // It counts for a while; but not for another network, or when a program is gone.
+    host.touch("bad");
+    status().await.unwrap();
+    assert_eq!(host.calls("slow STATUS").len(), 1);
+    fs::remove_file(host.path("go")).unwrap();
+    host.configure("other", &["slow"]);
+    status().await.expect("the answer before, while the plugin is asked");
+    host.touch("go");
+    until("not ready", async || matches!(status().await, Err(error) if matches!(*error, Error::Plugin { .. }))).await;
+    assert_eq!(host.calls("slow STATUS").len(), 2);
+    fs::remove_file(host.path("plugins/slow")).unwrap();
+    until("missing", async || matches!(status().await, Err(error) if matches!(*error, Error::PluginMissing { .. })))
+        .await;
+}
+
 /// Debian's plugins, in a network namespace of the test's own: portmap 1.1.1 looks for the rules of an IPv4 address
 /// among those of IPv6, too, and finds none.
 #[test]

@@ -160,18 +160,24 @@ impl<'a> Chain<'a> {
         failures
     }
 
-    /// Asks whether pods can join now: the programs are there and, since version 1.1.0,
-    /// say so. Blocks.
+    /// Looks whether the programs are there.
     ///
     /// # Errors
-    /// The first plugin that is missing or not ready.
+    /// The first that is missing.
+    pub fn find(&self, list: &NetworkList) -> Result<()> {
+        list.plugins.iter().try_for_each(|plugin| self.plugins.find(NetworkList::kind(plugin), &list.name).map(drop))
+    }
+
+    /// Asks whether pods can join now: since version 1.1.0, plugins say so. Blocks.
+    ///
+    /// # Errors
+    /// The first plugin that is not ready.
     pub fn status(&self, list: &NetworkList) -> Result<()> {
+        if list.version < Version::V1_1_0 {
+            return Ok(());
+        }
         for plugin in &list.plugins {
             let kind = NetworkList::kind(plugin);
-            if list.version < Version::V1_1_0 {
-                self.plugins.find(kind, &list.name)?;
-                continue;
-            }
             let config = derive(list, plugin, &Map::new(), None);
             let call = Call { command: "STATUS", network: &list.name, variables: &[] };
             self.plugins.run(kind, &call, &config)?;
