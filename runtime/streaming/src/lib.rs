@@ -12,6 +12,7 @@
 
 mod activity;
 mod backend;
+mod lobby;
 mod outcome;
 mod pipe;
 mod port_forward;

@@ -18,12 +18,15 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use crate::backend::{Backend, Request};
+use crate::lobby::{Lobby, Place};
 use crate::tls::{self, TlsError, TlsFiles};
 use crate::tokens::{TokenError, Tokens};
 use crate::upgrade;
 
-/// Connections at a time; more wait to be accepted.
-const CONNECTIONS: usize = 1024;
+/// Conversations at a time.
+const CONVERSATIONS: usize = 1024;
+/// Connections at a time that have not shown a token.
+const STRANGERS: usize = 1024;
 /// Most headers of a request.
 const HEADERS: usize = 64;
 /// Largest head of a request, in bytes.
@@ -122,9 +125,9 @@ impl Server {
 
     /// Serves for ever.
     pub async fn serve<B: Backend>(self, backend: Arc<B>) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let conversations = Arc::new(Semaphore::new(CONVERSATIONS));
+        let lobby = Lobby::new(STRANGERS);
         loop {
-            let Ok(place) = places.clone().acquire_owned().await else { return };
             let connection = match self.listener.accept().await {
                 Ok((connection, _)) => connection,
                 Err(error) => {
@@ -135,22 +138,29 @@ impl Server {
                 }
             };
             let _ = connection.set_nodelay(true);
+            let (place, shown_out) = lobby.enter();
             let visitor = Visitor {
                 door: self.door.clone(),
                 backend: backend.clone(),
                 timeouts: self.timeouts,
-                _place: Arc::new(place),
+                place: Arc::new(place),
+                conversations: conversations.clone(),
             };
-            match self.tls.clone() {
-                None => drop(tokio::spawn(visitor.serve(connection))),
-                Some(config) => drop(tokio::spawn(async move {
-                    match timeout(visitor.timeouts.handshake, TlsAcceptor::from(config).accept(connection)).await {
-                        Ok(Ok(connection)) => visitor.serve(connection).await,
-                        Ok(Err(error)) => tracing::debug!(%error, "TLS handshake of a streaming client failed"),
-                        Err(_) => tracing::debug!("TLS handshake of a streaming client took too long"),
-                    }
-                })),
-            }
+            let tls = self.tls.clone();
+            let served = async move {
+                let Some(config) = tls else { return visitor.serve(connection).await };
+                match timeout(visitor.timeouts.handshake, TlsAcceptor::from(config).accept(connection)).await {
+                    Ok(Ok(connection)) => visitor.serve(connection).await,
+                    Ok(Err(error)) => tracing::debug!(%error, "TLS handshake of a streaming client failed"),
+                    Err(_) => tracing::debug!("TLS handshake of a streaming client took too long"),
+                }
+            };
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = served => {}
+                    () = shown_out.wait() => tracing::debug!("streaming client without a request gave way to another"),
+                }
+            });
         }
     }
 }
@@ -161,7 +171,14 @@ pub(crate) struct Visitor<B> {
     pub(crate) door: Door,
     pub(crate) backend: Arc<B>,
     pub(crate) timeouts: Timeouts,
-    _place: Arc<OwnedSemaphorePermit>,
+    place: Arc<Place>,
+    conversations: Arc<Semaphore>,
+}
+
+/// The right to hold a conversation, for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    _permit: OwnedSemaphorePermit,
 }
 
 impl<B> Clone for Visitor<B> {
@@ -170,12 +187,21 @@ impl<B> Clone for Visitor<B> {
             door: self.door.clone(),
             backend: self.backend.clone(),
             timeouts: self.timeouts,
-            _place: self._place.clone(),
+            place: self.place.clone(),
+            conversations: self.conversations.clone(),
         }
     }
 }
 
 impl<B: Backend> Visitor<B> {
+    /// Lets the client of a request in, if there is room for one more.
+    pub(crate) fn admit(&self) -> Option<Admission> {
+        let permit = self.conversations.clone().try_acquire_owned().ok()?;
+        // One that is being shown out finds its connection closed.
+        self.place.leave();
+        Some(Admission { _permit: permit })
+    }
+
     async fn serve<T>(self, transport: T)
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,

@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use crate::backend::{Backend, Request};
 use crate::protocol::{self, Channels, Remote};
 use crate::remote_command::{self, Command};
-use crate::server::Visitor;
+use crate::server::{Admission, Visitor};
 use crate::tunnel::tunnel;
 use crate::{port_forward, websocket};
 
@@ -34,10 +34,11 @@ struct Refusal(StatusCode, String);
 /// one for a token.
 pub(crate) fn answer<B: Backend>(visitor: &Visitor<B>, mut request: hyper::Request<Body>) -> Response<Full<Bytes>> {
     match accept(visitor, &request) {
-        Ok((conversation, response)) => {
+        Ok((admission, conversation, response)) => {
             let upgrade = hyper::upgrade::on(&mut request);
             let visitor = visitor.clone();
             tokio::spawn(async move {
+                let _admission = admission;
                 match upgrade.await {
                     Ok(upgraded) => converse(&visitor, conversation, TokioIo::new(upgraded)).await,
                     Err(error) => tracing::debug!(%error, "streaming client did not upgrade"),
@@ -82,7 +83,7 @@ async fn converse<B: Backend>(
 fn accept<B: Backend>(
     visitor: &Visitor<B>,
     request: &hyper::Request<Body>,
-) -> Result<(Conversation, Response<Full<Bytes>>), Refusal> {
+) -> Result<(Admission, Conversation, Response<Full<Bytes>>), Refusal> {
     let refuse = |status, text: &str| Refusal(status, text.to_owned());
     if ![Method::GET, Method::POST].contains(request.method()) {
         return Err(refuse(StatusCode::METHOD_NOT_ALLOWED, "use GET or POST"));
@@ -91,19 +92,22 @@ fn accept<B: Backend>(
     let (kind, token) =
         request.uri().path().strip_prefix('/').and_then(|path| path.split_once('/')).ok_or_else(unknown)?;
     let wanted = visitor.door.redeem(token).filter(|wanted| wanted.kind() == kind).ok_or_else(unknown)?;
+    let full = || refuse(StatusCode::SERVICE_UNAVAILABLE, "too many streaming connections: end others, or try again");
+    let admission = visitor.admit().ok_or_else(full)?;
     let headers = request.headers();
     let upgrades = values(headers, &UPGRADE);
     let upgrade = |name: &str| upgrades.iter().any(|upgrade| upgrade.eq_ignore_ascii_case(name));
     if !values(headers, &CONNECTION).iter().any(|option| option.eq_ignore_ascii_case("upgrade")) {
         return Err(refuse(StatusCode::BAD_REQUEST, "not an upgrade request: use SPDY/3.1 or WebSocket"));
     }
-    if upgrade("websocket") {
-        by_websocket(wanted, headers)
+    let (conversation, response) = if upgrade("websocket") {
+        by_websocket(wanted, headers)?
     } else if upgrade(SPDY) {
-        by_spdy(wanted, headers)
+        by_spdy(wanted, headers)?
     } else {
-        Err(refuse(StatusCode::BAD_REQUEST, "unknown protocol to upgrade to: use SPDY/3.1 or WebSocket"))
-    }
+        return Err(refuse(StatusCode::BAD_REQUEST, "unknown protocol to upgrade to: use SPDY/3.1 or WebSocket"));
+    };
+    Ok((admission, conversation, response))
 }
 
 fn by_spdy(wanted: Request, headers: &HeaderMap) -> Result<(Conversation, Response<Full<Bytes>>), Refusal> {
