@@ -161,6 +161,7 @@ impl Config {
             ("guest.templates", self.guest.templates.into(), 0..=64),
             ("guest.boot_seconds", self.guest.boot_seconds, 1..=3600),
             ("guest.call_seconds", self.guest.call_seconds, 1..=3600),
+            ("guest.unknown_seconds", self.guest.unknown_seconds, 1..=7 * 24 * 3600),
             ("network.networks", self.network.networks as u64, 1..=16),
             ("network.plugin_seconds", self.network.plugin_seconds, 1..=3600),
             ("network.del_seconds", self.network.del_seconds, 1..=86_400),
@@ -248,6 +249,12 @@ impl Config {
         );
         key("Seconds a guest may take to a ready agent.", "guest.boot_seconds", toml(guest.boot_seconds));
         key("Seconds for one call to the agent, or to power off.", "guest.call_seconds", toml(guest.call_seconds));
+        key(
+            "Seconds without a sign of life after which the containers of a guest are unknown; a kubelet kills and \
+             restarts such.",
+            "guest.unknown_seconds",
+            toml(guest.unknown_seconds),
+        );
         let network = &self.network;
         key(
             "Whether pods join a network by CNI: \"required\", \"optional\" (if one is configured), or \"off\".",

@@ -12,7 +12,7 @@ use anyhow::Context;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use nacelle_image::{Image, ImageStore, Progress};
-use nacelle_sandbox::{ContainerConfig, ExitInfo, Manager, NamespaceMode, NetworkMode, SandboxConfig};
+use nacelle_sandbox::{ContainerConfig, ExitInfo, ExitReason, Manager, NamespaceMode, NetworkMode, SandboxConfig};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Config;
@@ -179,7 +179,7 @@ async fn follow(manager: &Manager, id: &str) -> anyhow::Result<ExitInfo> {
             }
         }
         if let Some(exit) = exit {
-            if exit.reason == "SandboxDied" {
+            if exit.reason == ExitReason::SandboxDied {
                 anyhow::bail!("{}", exit.message);
             }
             return Ok(exit);

@@ -24,7 +24,18 @@ async fn a_container_goes_through_its_states() {
     let created = client.status(&id).await.unwrap();
     assert_eq!(created.state(), cri::ContainerState::ContainerCreated);
     assert!(created.created_at > 0 && created.started_at == 0 && created.finished_at == 0);
-    assert!(!created.image_ref.is_empty());
+    // What the kubelet shows as imageID: where the image can be had again.
+    let pulled = client.pull("busybox").await.unwrap();
+    assert!(created.image_ref.starts_with(&format!("{}@sha256:", image("busybox"))), "{}", created.image_ref);
+    assert_eq!((created.image_id, created.image.unwrap().image), (pulled.clone(), image("busybox")));
+    // And as a kubelet makes it.
+    let mut by_id = container_config("busybox", &["true"]);
+    by_id.image =
+        Some(cri::ImageSpec { image: pulled, user_specified_image: "busybox:x".into(), ..Default::default() });
+    let by_id = client.create_as(&pod, by_id).await.unwrap();
+    let shown = client.status(&by_id).await.unwrap();
+    assert_eq!((shown.image.unwrap().image, shown.image_ref), ("busybox:x".into(), created.image_ref));
+    client.remove(&by_id).await.unwrap();
     let error = client.create_as(&pod, config).await.unwrap_err();
     assert_eq!(error.code(), Code::AlreadyExists, "{error}");
 
@@ -113,6 +124,25 @@ async fn exec_returns_both_streams_and_the_exit_code() {
     assert!(big.stdout == expected.as_bytes(), "{} bytes instead of {}", big.stdout.len(), expected.len());
     let error = client.exec(&id, &["/no/such/program"]).await.unwrap_err();
     assert!(error.message().contains("/no/such/program"), "{}", error.message());
+    // A client takes 16 KiB of headers, in which a status comes.
+    let error = client.exec(&id, &[&format!("/{}", "x".repeat(16 << 10))]).await.unwrap_err();
+    assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+    assert!(error.message().contains("/xxx") && error.message().contains("bytes left out"), "{}", error.message());
+    client.remove_pod(&pod).await.unwrap();
+}
+
+#[tokio::test]
+async fn output_that_does_not_fit_into_an_answer_is_cut_and_said_to_be() {
+    let (client, pod, _logs) = pod().await;
+    let id = client.create(&pod, "busybox", &["sleep", "1000"]).await.unwrap();
+    client.start(&id).await.unwrap();
+    let answer = client.exec(&id, &["sh", "-c", "head -c 17000000 /dev/zero; echo error >&2; exit 3"]).await.unwrap();
+    assert_eq!(answer.exit_code, 3);
+    // What the kubelet takes in one message, with what is around the two.
+    assert!(answer.stdout.len() + answer.stderr.len() + 32 <= 16 << 20, "{} bytes", answer.stdout.len());
+    let said = String::from_utf8_lossy(&answer.stderr);
+    let left = 17_000_000 - answer.stdout.len();
+    assert!(said.starts_with("error\n") && said.contains(&format!("{left} bytes of output left out")), "{said}");
     client.remove_pod(&pod).await.unwrap();
 }
 
@@ -123,6 +153,7 @@ async fn an_exec_that_takes_too_long_is_killed_in_the_guest() {
     client.start(&id).await.unwrap();
     let error = client.exec_for(&id, &["sleep", "4711"], 2).await.unwrap_err();
     assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
+    assert!(error.message().contains("timed out"), "{error}");
     let deadline = tokio::time::Instant::now() + nacelle_tests::client::limit(20);
     loop {
         let processes = client.exec(&id, &["ps"]).await.unwrap().stdout;

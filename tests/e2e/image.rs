@@ -28,6 +28,7 @@ async fn an_image_is_pulled_listed_and_removed() {
     }
     let usage = client.images.clone().image_fs_info(cri::ImageFsInfoRequest {}).await.unwrap().into_inner();
     assert!(usage.image_filesystems[0].used_bytes.unwrap().value > 100_000);
+    assert_eq!(usage.image_filesystems[0].fs_id, usage.container_filesystems[0].fs_id, "both are on one disk");
     let spec = cri::ImageSpec { image: id.clone(), ..Default::default() };
     let request = cri::RemoveImageRequest { image: Some(spec) };
     client.images.clone().remove_image(request.clone()).await.unwrap();

@@ -22,9 +22,33 @@ async fn wait_state(client: &Client, id: &str, state: cri::ContainerState) {
     }
 }
 
+/// What the verbose status says of a pod.
+async fn info(client: &Client, pod: &str) -> String {
+    let request = cri::PodSandboxStatusRequest { pod_sandbox_id: pod.into(), verbose: true };
+    let answer = client.runtime.clone().pod_sandbox_status(request).await.unwrap().into_inner();
+    answer.info["info"].clone()
+}
+
+/// What happens next to a container, and how it is shown then.
+async fn next_event(
+    events: &mut tonic::Streaming<cri::ContainerEventResponse>,
+    id: &str,
+) -> (cri::ContainerEventType, cri::ContainerState) {
+    let next = async {
+        loop {
+            let event = events.message().await.unwrap().expect("another event");
+            if event.container_id == id {
+                let shown = event.containers_statuses.iter().find(|status| status.id == id).unwrap();
+                return (event.container_event_type(), shown.state());
+            }
+        }
+    };
+    tokio::time::timeout(limit(60), next).await.expect("it is told")
+}
+
 #[tokio::test]
 async fn a_guest_that_stops_answering_costs_its_calls_and_nothing_else() {
-    let daemon = Daemon::start("[guest]\ncall_seconds = 1").await.unwrap();
+    let daemon = Daemon::start("[guest]\ncall_seconds = 1\nunknown_seconds = 3").await.unwrap();
     let client = daemon.client().await;
     client.pull("busybox").await.unwrap();
     let logs = tempfile::tempdir().unwrap();
@@ -34,6 +58,9 @@ async fn a_guest_that_stops_answering_costs_its_calls_and_nothing_else() {
     client.start(&id).await.unwrap();
     client.start(&fine).await.unwrap();
     let vmm = client.vmm_pid(&stuck).await.unwrap();
+    let events = client.runtime.clone().get_container_events(cri::GetEventsRequest {});
+    let mut events = events.await.unwrap().into_inner();
+    assert!(info(&client, &stuck).await.contains("\"answers\":true"));
     signal(vmm, Signal::STOP);
 
     let call = tokio::spawn({
@@ -46,18 +73,26 @@ async fn a_guest_that_stops_answering_costs_its_calls_and_nothing_else() {
     assert!(!call.is_finished(), "the other pod took {:?}", begun.elapsed());
     let error = call.await.unwrap().unwrap_err();
     assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
+    // A moment's silence is shown, and is no reason to kill and restart the containers.
+    let silent = info(&client, &stuck).await;
+    assert!(silent.contains("\"answers\":false") && silent.contains("\"silentSince\":\"20"), "{silent}");
+    assert_eq!(client.status(&id).await.unwrap().state(), cri::ContainerState::ContainerRunning);
+    // A long one is.
+    let unknown = next_event(&mut events, &id).await;
+    assert_eq!(unknown, (cri::ContainerEventType::ContainerStoppedEvent, cri::ContainerState::ContainerUnknown));
     assert_eq!(client.status(&id).await.unwrap().state(), cri::ContainerState::ContainerUnknown);
     assert_eq!(client.status(&fine).await.unwrap().state(), cri::ContainerState::ContainerRunning);
     assert_eq!(client.pods().await.unwrap().len(), 2, "nothing is removed");
-    let error = client.remove(&id).await.unwrap_err();
-    assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
 
     signal(vmm, Signal::CONT);
-    let deadline = Instant::now() + limit(30);
-    while client.status(&id).await.unwrap().state() == cri::ContainerState::ContainerUnknown {
-        assert!(Instant::now() < deadline, "it answers again and is not asked");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let back = next_event(&mut events, &id).await;
+    assert_eq!(back, (cri::ContainerEventType::ContainerStartedEvent, cri::ContainerState::ContainerRunning));
+    assert_eq!(client.status(&id).await.unwrap().state(), cri::ContainerState::ContainerRunning);
+
+    signal(vmm, Signal::STOP);
+    let error = client.remove(&id).await.unwrap_err();
+    assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
+    signal(vmm, Signal::CONT);
     // What it was asked meanwhile may have reached it or not: the removal is repeated.
     client.remove(&id).await.unwrap();
 

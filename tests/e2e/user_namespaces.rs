@@ -317,7 +317,7 @@ async fn a_volume_s_files_belong_to_the_same_numbers_on_both_sides() {
     ];
     let id = start(&client, &pod, cri::ContainerConfig { mounts: mounts.clone(), ..sleeper() }).await;
     let status = client.status(&id).await.unwrap();
-    mounts.last_mut().unwrap().image.as_mut().unwrap().image_ref = status.image_ref;
+    mounts.last_mut().unwrap().image.as_mut().unwrap().image_ref = status.image_id;
     assert_eq!(status.mounts, mounts, "shown as asked for, and which image it is");
     assert_eq!(owners(&client, &id, "/data /data/roots /data/users /single").await, ["0:0", "0:0", "1234:50", "0:0"]);
     assert_eq!(owners(&client, &id, "/image/bin/busybox").await, ["0:0"]);

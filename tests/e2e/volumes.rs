@@ -425,7 +425,7 @@ async fn an_image_is_mounted_as_a_volume() {
     assert!(refused(&client, &id, "touch /whole/new").await.contains("Read-only"));
     let status = client.status(&id).await.unwrap();
     let shown: Vec<_> = status.mounts.into_iter().map(|mount| mount.image.unwrap().image_ref).collect();
-    assert_eq!(shown, [status.image_ref.clone(), status.image_ref], "the container's own image");
+    assert_eq!(shown, [status.image_id.clone(), status.image_id], "the container's own image");
     client.remove(&id).await.unwrap();
     let written = cri::Mount { readonly: false, ..of_image("", "/x") };
     let error = client.create_as(&pod, config(vec![written])).await.unwrap_err();

@@ -1,10 +1,11 @@
 //! Containers: the CRI's configuration to ours, our state to the CRI's.
 
+use nacelle_image::{Image, Reference};
 use nacelle_proto::runtime::v1 as cri;
 use nacelle_sandbox::{ContainerConfig, ContainerState, ContainerStatus, Identity, Seccomp};
 use tonic::Status;
 
-use crate::status::invalid;
+use crate::status::{bounded, invalid};
 use crate::{mounts, resources, security, signal};
 
 /// Translates a container's configuration and refuses what cannot be met. `unset_seccomp`
@@ -98,12 +99,28 @@ fn user(user: Identity) -> cri::ContainerUser {
     }
 }
 
-fn image_spec(config: &ContainerConfig) -> cri::ImageSpec {
-    cri::ImageSpec {
-        image: config.image.clone(),
-        user_specified_image: config.user_specified_image.clone(),
-        ..cri::ImageSpec::default()
+fn image_spec(config: &ContainerConfig, image: String) -> cri::ImageSpec {
+    let user_specified_image = config.user_specified_image.clone();
+    cri::ImageSpec { image, user_specified_image, ..cri::ImageSpec::default() }
+}
+
+/// An image as its user named it. A kubelet makes containers by an image's id.
+fn named(config: &ContainerConfig, image_id: &str, tags: &[String]) -> String {
+    let bare = |id: &str| id.strip_prefix("sha256:").unwrap_or(id).to_owned();
+    if bare(&config.image) != bare(image_id) {
+        return config.image.clone();
     }
+    let user = Some(&config.user_specified_image).filter(|name| !name.is_empty());
+    user.or(tags.first()).unwrap_or(&config.image).clone()
+}
+
+/// Where an image can be had again, which the kubelet shows as the `imageID` of a container: the
+/// digest by which its repository knows it, or its id if it was never in one or is gone, as containerd
+/// does. Of several, the one of the repository that the user named.
+fn digest(name: &str, image_id: &str, digests: &[String]) -> String {
+    let repository = name.parse::<Reference>().map(|name| name.repository()).unwrap_or_default();
+    let same = |digest: &&String| digest.split_once('@').is_some_and(|(found, _)| found == repository);
+    digests.iter().find(same).or(digests.first()).map_or(image_id, String::as_str).to_owned()
 }
 
 /// What it is called.
@@ -117,7 +134,8 @@ pub fn item(status: ContainerStatus) -> cri::Container {
         id: status.id,
         pod_sandbox_id: status.sandbox_id,
         metadata: Some(metadata(&status.config)),
-        image: Some(image_spec(&status.config)),
+        image: Some(image_spec(&status.config, status.config.image.clone())),
+        // The id, as in containerd's lists: the kubelet's collection of images goes by it.
         image_ref: status.image_id.clone(),
         state: state(status.state).into(),
         created_at: status.created_at,
@@ -127,9 +145,14 @@ pub fn item(status: ContainerStatus) -> cri::Container {
     }
 }
 
-/// The whole state of one container.
-pub fn status(status: ContainerStatus) -> cri::ContainerStatus {
-    let exit = status.exit.clone().unwrap_or_default();
+/// The whole state of one container, whose image is `image` if that is still there.
+pub fn status(status: ContainerStatus, image: Option<&Image>) -> cri::ContainerStatus {
+    let (tags, digests) = image.map(|image| (&image.repo_tags[..], &image.repo_digests[..])).unwrap_or_default();
+    let name = named(&status.config, &status.image_id, tags);
+    let (reason, exit) = match status.exit {
+        Some(exit) => (exit.reason.as_str().to_owned(), exit),
+        None => Default::default(),
+    };
     cri::ContainerStatus {
         id: status.id,
         metadata: Some(metadata(&status.config)),
@@ -138,10 +161,10 @@ pub fn status(status: ContainerStatus) -> cri::ContainerStatus {
         started_at: status.started_at,
         finished_at: exit.finished_at,
         exit_code: exit.code,
-        image: Some(image_spec(&status.config)),
-        image_ref: status.image_id.clone(),
-        reason: exit.reason,
-        message: exit.message,
+        image_ref: digest(&name, &status.image_id, digests),
+        image: Some(image_spec(&status.config, name)),
+        reason,
+        message: bounded(exit.message),
         resources: Some(cri::ContainerResources {
             linux: Some(resources::back(&status.config.resources)),
             windows: None,
@@ -208,6 +231,54 @@ mod tests {
             assert_eq!(status.code(), tonic::Code::InvalidArgument, "{field}");
             assert!(status.message().starts_with(&format!("config.{field}: ")), "{field}: {}", status.message());
         }
+    }
+
+    #[test]
+    fn an_image_is_named_as_its_user_did_and_referred_to_by_its_repository() {
+        let digest = |number: char| format!("sha256:{}", number.to_string().repeat(64));
+        let id = digest('a');
+        let (here, there) = (format!("r.test/web@{}", digest('1')), format!("s.test/web@{}", digest('2')));
+        let image = (vec!["r.test/web:1".to_owned(), "s.test/web:1".into()], vec![here.clone(), there.clone()]);
+        let gone = (Vec::new(), Vec::new());
+        let shown = |name: &str, user: &str, (tags, digests): &(Vec<String>, Vec<String>)| {
+            let config =
+                ContainerConfig { image: name.into(), user_specified_image: user.into(), ..Default::default() };
+            let name = named(&config, &id, tags);
+            let digest = super::digest(&name, &id, digests);
+            (name, digest)
+        };
+        let pair = |name: &str, digest: &str| (name.to_owned(), digest.to_owned());
+        // As crictl makes containers, and as a kubelet does.
+        assert_eq!(shown("s.test/web:1", "", &image), pair("s.test/web:1", &there));
+        assert_eq!(shown(&id, "s.test/web:1", &image), pair("s.test/web:1", &there));
+        assert_eq!(shown(&id, "", &image), pair("r.test/web:1", &here));
+        assert_eq!(shown(id.trim_start_matches("sha256:"), "", &image), pair("r.test/web:1", &here));
+        assert_eq!(shown("t.test/web", "", &image), pair("t.test/web", &here), "a tag that has moved on");
+        assert_eq!(shown(&id, "", &gone), pair(&id, &id));
+        assert_eq!(shown(&id, "web", &gone), pair("web", &id));
+    }
+
+    #[test]
+    fn what_a_container_says_of_its_end_is_bounded() {
+        let exit = nacelle_sandbox::ExitInfo { message: "x".repeat(1 << 20), ..Default::default() };
+        let ended = ContainerStatus {
+            id: "c".into(),
+            sandbox_id: "p".into(),
+            config: ContainerConfig::default(),
+            image_id: "sha256:a".into(),
+            state: ContainerState::Exited,
+            created_at: 1,
+            started_at: 1,
+            exit: Some(exit),
+            log_path: String::new(),
+            user: None,
+            stop_signal: 15,
+        };
+        let shown = status(ended.clone(), None);
+        assert_eq!((shown.reason.as_str(), shown.image_id.as_str()), ("Completed", "sha256:a"));
+        assert!(shown.message.len() <= 4096, "{}", shown.message.len());
+        let runs = status(ContainerStatus { state: ContainerState::Running, exit: None, ..ended }, None);
+        assert_eq!((runs.reason.as_str(), runs.exit_code, runs.finished_at), ("", 0, 0));
     }
 
     #[test]

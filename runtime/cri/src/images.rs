@@ -1,6 +1,8 @@
 //! The ImageService.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use nacelle_image::{Credentials, Image, ImageStore, Login, Reference};
 use nacelle_proto::runtime::v1 as cri;
@@ -97,11 +99,23 @@ impl ImageService for Images {
         });
         let (images, containers) = looked.await.map_err(|e| internal(&e))??;
         let now = clock::now();
+        // The kubelet takes two names for two file systems, and counts the disk twice.
+        let place = if on_one_disk(&images.mount_point, &containers.directory) {
+            &containers.directory
+        } else {
+            &images.mount_point
+        };
         Ok(Response::new(cri::ImageFsInfoResponse {
-            image_filesystems: vec![filesystem(&images.mount_point, images.bytes, images.inodes, now)],
+            image_filesystems: vec![filesystem(place, images.bytes, images.inodes, now)],
             container_filesystems: vec![filesystem(&containers.directory, containers.bytes, containers.inodes, now)],
         }))
     }
+}
+
+/// Whether two directories are on one file system.
+fn on_one_disk(one: &Path, other: &Path) -> bool {
+    let device = |path: &Path| path.metadata().map(|metadata| metadata.dev());
+    matches!((device(one), device(other)), (Ok(one), Ok(other)) if one == other)
 }
 
 /// The image's name, which must be there.

@@ -9,7 +9,7 @@ use nacelle_sandbox::{BlockDevice, ContainerConfig, Mount, MountAccess, MountSou
 use tonic::Status;
 
 use crate::namespaces;
-use crate::status::{invalid, unsupported};
+use crate::status::{invalid, not_found, unsupported};
 
 /// Translates what is mounted, and refuses what a guest cannot give.
 pub fn mounts(mounts: Vec<cri::Mount>) -> Result<Vec<Mount>, Status> {
@@ -131,7 +131,7 @@ pub fn images(config: &mut ContainerConfig, store: &ImageStore) -> Result<BTreeM
             let image = store.get(reference).ok_or_else(|| {
                 let problem =
                     format!("config.mounts[{index}].image: image {reference:?} is not present: pull it first");
-                Status::not_found(problem)
+                not_found(problem)
             })?;
             id.clone_from(&image.id);
             found.insert(image.id.clone(), image);

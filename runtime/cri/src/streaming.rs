@@ -3,13 +3,14 @@
 
 use nacelle_proto::runtime::v1 as cri;
 use nacelle_sandbox::{
-    Attachment, ContainerState, ExecConfig, ExecInput, ExecOutputStream, ExecSession, LiveOutput, Manager, SandboxState,
+    Attachment, ContainerState, ExecConfig, ExecInput, ExecOutput, ExecOutputStream, ExecSession, LiveOutput, Manager,
+    SandboxState,
 };
 use nacelle_streaming::{Attach, Backend, Exec, Failure, Incoming, Outgoing, Request, Size, Streams, Wanted};
 use tokio::net::UnixStream;
 use tonic::Status;
 
-use crate::status::{invalid, of_sandbox, wrong_state};
+use crate::status::{bounded, invalid, of_sandbox, wrong_state};
 
 /// What an Exec call asks for.
 pub fn exec(manager: &Manager, request: cri::ExecRequest) -> Result<Request, Status> {
@@ -19,6 +20,16 @@ pub fn exec(manager: &Manager, request: cri::ExecRequest) -> Result<Request, Sta
     }
     let wanted = wanted(request.stdin, request.stdout, request.stderr, request.tty)?;
     Ok(Request::Exec(Exec { container, command: request.cmd, wanted }))
+}
+
+/// What an ExecSync call answers. Output that was cut is said to be, where people look.
+pub fn collected(output: ExecOutput) -> cri::ExecSyncResponse {
+    let ExecOutput { stdout, mut stderr, dropped, exit_code } = output;
+    if dropped > 0 {
+        let note = format!("\n[nacelle: {dropped} bytes of output left out: it does not fit into one answer]\n");
+        stderr.extend_from_slice(note.as_bytes());
+    }
+    cri::ExecSyncResponse { stdout, stderr, exit_code }
 }
 
 /// What an Attach call asks for.
@@ -156,7 +167,7 @@ impl Backend for Pods {
 }
 
 fn failure(error: nacelle_sandbox::Error) -> Failure {
-    Failure(error.to_string())
+    Failure(bounded(error.to_string()))
 }
 
 /// Runs `work`, and then waits for something else to end it all.
@@ -214,5 +225,27 @@ async fn feed(mut source: Incoming, mut sink: ExecInput) {
                 return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+
+    /// What the kubelet takes in one message.
+    const KUBELET: usize = 16 << 20;
+
+    #[test]
+    fn output_that_was_cut_is_said_to_be_and_fits_into_a_message() {
+        let whole = ExecOutput { stdout: b"out".to_vec(), stderr: b"err".to_vec(), dropped: 0, exit_code: 3 };
+        let answer = collected(whole.clone());
+        assert_eq!((&answer.stdout[..], &answer.stderr[..], answer.exit_code), (&b"out"[..], &b"err"[..], 3));
+        let cut = ExecOutput { stdout: vec![0; nacelle_sandbox::EXEC_OUTPUT_LIMIT - 3], dropped: u64::MAX, ..whole };
+        let answer = collected(cut);
+        assert!(answer.encoded_len() < KUBELET, "{}", answer.encoded_len());
+        let said = String::from_utf8(answer.stderr).unwrap();
+        assert!(said.starts_with("err\n[nacelle: 18446744073709551615 bytes"), "{said}");
     }
 }

@@ -40,6 +40,8 @@ pub struct GuestConfig {
     pub boot_seconds: u64,
     /// Seconds the agent may take for one call, and the guest for its shutdown.
     pub call_seconds: u64,
+    /// Seconds without a sign of life after which nobody can say any more what runs in a guest.
+    pub unknown_seconds: u64,
 }
 
 impl Default for GuestConfig {
@@ -58,6 +60,7 @@ impl Default for GuestConfig {
             template_directory: "/run/nacelle/templates".into(),
             boot_seconds: 30,
             call_seconds: 30,
+            unknown_seconds: 300,
         }
     }
 }
@@ -103,5 +106,11 @@ impl ManagerConfig {
     #[must_use]
     pub fn call_deadline(&self) -> Duration {
         Duration::from_secs(self.guest.call_seconds).mul_f64(self.timeout_scale)
+    }
+
+    /// How long a guest may give no sign of life until its containers are unknown.
+    #[must_use]
+    pub fn unknown_after(&self) -> Duration {
+        Duration::from_secs(self.guest.unknown_seconds).mul_f64(self.timeout_scale)
     }
 }

@@ -13,7 +13,7 @@ use crate::agent::{self, Agent};
 use crate::clock;
 use crate::live::Live;
 use crate::log::{Location, LogFile, Sink, pump};
-use crate::model::{ContainerState, ContainerStatus, ExitInfo};
+use crate::model::{ContainerState, ContainerStatus, ExitInfo, ExitReason};
 use crate::record::{self, ContainerRecord};
 use crate::stdin::Stdin;
 use crate::vm::{End, Vm};
@@ -272,11 +272,31 @@ async fn wait(id: &str, agent: &Agent, vm: &Vm) -> ExitInfo {
 
 /// The agent's answer in our words.
 fn exit_info(answer: &api::WaitResponse) -> ExitInfo {
-    let reason = match (answer.oom_killed, answer.exit_code) {
-        (true, _) => "OOMKilled",
-        (false, 0) => "Completed",
-        (false, _) => "Error",
+    // The agent tells whether the kernel killed any process of the container for want of memory.
+    // Its first one was that process only if it was killed at all.
+    let reason = match (answer.exit_code, answer.oom_killed) {
+        (0, _) => ExitReason::Completed,
+        (KILLED, true) => ExitReason::OomKilled,
+        _ => ExitReason::Error,
     };
     let finished_at = if answer.finished_at > 0 { answer.finished_at } else { clock::now() };
-    ExitInfo { code: answer.exit_code, reason: reason.into(), message: String::new(), finished_at }
+    ExitInfo { code: answer.exit_code, reason, message: String::new(), finished_at }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_is_out_of_memory_only_if_its_first_process_was_killed() {
+        let reason = |exit_code, oom_killed| {
+            exit_info(&api::WaitResponse { exit_code, oom_killed, ..api::WaitResponse::default() }).reason
+        };
+        assert_eq!(reason(0, false), ExitReason::Completed);
+        assert_eq!(reason(0, true), ExitReason::Completed, "it got over the end of one of its children");
+        assert_eq!(reason(137, true), ExitReason::OomKilled);
+        assert_eq!(reason(137, false), ExitReason::Error, "somebody killed it");
+        assert_eq!(reason(1, true), ExitReason::Error, "it ended by itself, if because of a child");
+        assert_eq!(reason(143, true), ExitReason::Error);
+    }
 }

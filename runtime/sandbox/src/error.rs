@@ -1,7 +1,52 @@
 //! What can go wrong with a pod.
 
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use nacelle_vmm::control::ClientError;
+
+/// What a failure means to the caller; gRPC status codes are chosen from this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// There is no such thing.
+    NotFound,
+    /// There is such a thing already.
+    Exists,
+    /// The request is wrong, whatever the state.
+    Invalid,
+    /// The request does not fit the state.
+    State,
+    /// A limit, the disk or the memory is exhausted.
+    Exhausted,
+    /// It took too long.
+    Timeout,
+    /// Guest or VMM were not reached: later may be better.
+    Unreachable,
+    /// What was to be kept is lost.
+    Lost,
+    /// Something failed that is to work.
+    Failed,
+    /// A fault of our own.
+    Internal,
+}
+
+/// What a failure of an agent's means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AgentFailure {
+    /// It has no such container or process.
+    NotFound,
+    /// It has such a container or process already.
+    Exists,
+    /// The request does not fit the state.
+    State,
+    /// Something took too long in the guest.
+    Timeout,
+    /// It was not reached, or the connection ended.
+    Unreachable,
+    /// Something failed in the guest.
+    Other,
+}
 
 /// An error of this crate. The message names the thing and, where there is one, the remedy.
 #[derive(Debug, thiserror::Error)]
@@ -69,11 +114,16 @@ pub enum Error {
         /// The limit.
         limit: Duration,
     },
+    /// A command ran into its caller's limit.
+    #[error("command timed out: it ran for longer than {0:?} and was killed")]
+    TimedOut(Duration),
     /// The agent refused or failed.
     #[error("{action}: {message}")]
     Agent {
         /// What was asked.
         action: String,
+        /// What it means.
+        kind: AgentFailure,
         /// The agent's words.
         message: String,
     },
@@ -91,7 +141,7 @@ pub enum Error {
         /// What was asked.
         action: String,
         /// Why not.
-        source: nacelle_vmm::control::ClientError,
+        source: ClientError,
     },
     /// The pod cannot join its network, or not leave it.
     #[error("network of the pod: {0}")]
@@ -107,7 +157,7 @@ pub enum Error {
         /// On what.
         path: PathBuf,
         /// Why not.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// A record on disk cannot be read.
     #[error("record {path} cannot be read ({reason})", path = path.display())]
@@ -139,8 +189,41 @@ pub enum Error {
 }
 
 impl Error {
+    /// What this failure means to the caller. What comes from the image store has a kind of its
+    /// own, see [`nacelle_image::Error::kind`].
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::SandboxNotFound(_) | Self::ContainerNotFound(_) => ErrorKind::NotFound,
+            Self::NameTaken { .. } => ErrorKind::Exists,
+            Self::AmbiguousId(_) | Self::Invalid(_) | Self::Command(_) => ErrorKind::Invalid,
+            Self::State { .. } | Self::GuestGone { .. } | Self::Locked { .. } => ErrorKind::State,
+            Self::Exhausted(_) => ErrorKind::Exhausted,
+            Self::Deadline { .. } | Self::TimedOut(_) => ErrorKind::Timeout,
+            Self::Agent { kind, .. } => match kind {
+                AgentFailure::NotFound => ErrorKind::NotFound,
+                AgentFailure::Exists => ErrorKind::Exists,
+                AgentFailure::State => ErrorKind::State,
+                AgentFailure::Timeout => ErrorKind::Timeout,
+                AgentFailure::Unreachable => ErrorKind::Unreachable,
+                AgentFailure::Other => ErrorKind::Failed,
+            },
+            Self::Vmm { source, .. } => match source {
+                ClientError::Connect { .. } | ClientError::Send(_) | ClientError::Receive(_) | ClientError::Closed => {
+                    ErrorKind::Unreachable
+                }
+                _ => ErrorKind::Failed,
+            },
+            Self::Network(error) => of_network(error),
+            Self::Io { source, .. } => of_io(source),
+            Self::OutputGone { .. } => ErrorKind::Lost,
+            Self::Image(_) | Self::Boot { .. } | Self::Record { .. } | Self::Program { .. } => ErrorKind::Failed,
+            Self::Internal(_) => ErrorKind::Internal,
+        }
+    }
+
     /// For `map_err` on file operations.
-    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { action, path, source }
     }
@@ -152,5 +235,67 @@ impl Error {
             _ => std::io::ErrorKind::Other,
         };
         std::io::Error::new(kind, self)
+    }
+}
+
+fn of_network(error: &nacelle_network::Error) -> ErrorKind {
+    use nacelle_network::Error as Network;
+    match error {
+        Network::Invalid(_) => ErrorKind::Invalid,
+        Network::NotConfigured(_) | Network::Configuration { .. } | Network::PluginMissing { .. } => ErrorKind::State,
+        Network::Timeout { .. } => ErrorKind::Timeout,
+        Network::System { source, .. } | Network::Path { source, .. } => of_io(source),
+        _ => ErrorKind::Failed,
+    }
+}
+
+fn of_io(error: &io::Error) -> ErrorKind {
+    let descriptors = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE].map(rustix::io::Errno::raw_os_error);
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::OutOfMemory => ErrorKind::Exhausted,
+        _ if error.raw_os_error().is_some_and(|code| descriptors.contains(&code)) => ErrorKind::Exhausted,
+        _ => ErrorKind::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_exhausted_or_out_of_reach_is_told_from_what_failed() {
+        use rustix::io::Errno;
+        let on_disk = |errno: Errno| Error::io("write", "/x")(errno.into()).kind();
+        for errno in [Errno::NOSPC, Errno::DQUOT, Errno::MFILE, Errno::NFILE, Errno::NOMEM] {
+            assert_eq!(on_disk(errno), ErrorKind::Exhausted, "{errno}");
+        }
+        assert_eq!(on_disk(Errno::IO), ErrorKind::Failed);
+        let system =
+            |source: io::Error| Error::Network(nacelle_network::Error::System { action: "make a tap", source });
+        assert_eq!(system(Errno::NFILE.into()).kind(), ErrorKind::Exhausted);
+        let vmm = |source| Error::Vmm { action: "add a disk".into(), source }.kind();
+        assert_eq!(vmm(ClientError::Closed), ErrorKind::Unreachable);
+        assert_eq!(vmm(ClientError::Refused("no".into())), ErrorKind::Failed);
+    }
+
+    #[test]
+    fn what_the_agent_says_is_told_from_what_never_reached_it() {
+        use tonic::{Code, Status};
+        let kind = |status: &Status| crate::agent::error("ask", status).kind();
+        for (code, expected) in [
+            (Code::NotFound, ErrorKind::NotFound),
+            (Code::AlreadyExists, ErrorKind::Exists),
+            (Code::FailedPrecondition, ErrorKind::State),
+            (Code::InvalidArgument, ErrorKind::Invalid),
+            (Code::ResourceExhausted, ErrorKind::Exhausted),
+            (Code::DeadlineExceeded, ErrorKind::Timeout),
+            (Code::Unavailable, ErrorKind::Unreachable),
+            (Code::Internal, ErrorKind::Failed),
+            (Code::Unknown, ErrorKind::Failed),
+        ] {
+            assert_eq!(kind(&Status::new(code, "x")), expected, "{code:?}");
+        }
+        let lost = Status::from_error(Box::new(io::Error::from(io::ErrorKind::BrokenPipe)));
+        assert_eq!(kind(&lost), ErrorKind::Unreachable, "{lost:?}");
     }
 }

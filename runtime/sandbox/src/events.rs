@@ -24,7 +24,7 @@ pub enum EventKind {
     Created,
     /// Its process, or guest, runs.
     Started,
-    /// That has ended.
+    /// That has ended, or nobody knows any more whether it runs.
     Stopped,
     /// It was removed.
     Deleted,
@@ -133,7 +133,7 @@ mod tests {
             vmm_pid: None,
             message: String::new(),
             size: None,
-            answers: true,
+            silent_since: None,
         };
         (status, Vec::new())
     }

@@ -44,15 +44,15 @@ mod volumes;
 
 pub use cgroup::CgroupDriver;
 pub use config::{GuestConfig, ManagerConfig};
-pub use error::Error;
+pub use error::{AgentFailure, Error, ErrorKind};
 pub use events::{Event, EventKind, EventStream, Missed};
-pub use exec::ExecOutput;
+pub use exec::{EXEC_OUTPUT_LIMIT, ExecOutput};
 pub use live::{LiveOutput, Overrun};
 pub use manager::Manager;
 pub use model::{
     BlockDevice, Capabilities, ContainerConfig, ContainerImages, ContainerState, ContainerStatus, Dns, ExitInfo,
-    IdMapping, Identity, Mount, MountAccess, MountSource, NamespaceMode, Propagation, Resources, SandboxConfig,
-    SandboxState, SandboxStatus, Seccomp, Security, User, UserNamespace,
+    ExitReason, IdMapping, Identity, Mount, MountAccess, MountSource, NamespaceMode, Propagation, Resources,
+    SandboxConfig, SandboxState, SandboxStatus, Seccomp, Security, User, UserNamespace,
 };
 pub use nacelle_network::{Error as NetworkError, Mode as NetworkMode, Network, NetworkConfig, PortMapping, Protocol};
 /// The figures of a control group, as the agent reports them.

@@ -395,8 +395,9 @@ pub struct SandboxStatus {
     pub message: String,
     /// How large its guest is.
     pub size: Option<GuestSize>,
-    /// Whether its guest answered when it was last asked.
-    pub answers: bool,
+    /// Since when its guest does not answer, in nanoseconds since the Unix epoch; none if it
+    /// answered when it was last asked.
+    pub silent_since: Option<i64>,
 }
 
 /// State of a container.
@@ -409,8 +410,7 @@ pub enum ContainerState {
     Created,
     /// Its process runs.
     Running,
-    /// Its process ran when the guest last answered; now it does not answer. Never on
-    /// record.
+    /// Its process ran when the guest last answered, which is long ago. Never on record.
     Unknown,
     /// Its process has ended, its output is complete.
     Exited,
@@ -421,12 +421,65 @@ pub enum ContainerState {
 pub struct ExitInfo {
     /// Exit code, 0 to 255.
     pub code: i32,
-    /// One word: `Completed`, `Error`, `OOMKilled`, `StartError`, `SandboxDied`.
-    pub reason: String,
+    /// Why, in a word.
+    pub reason: ExitReason,
     /// More words, may be empty.
     pub message: String,
     /// Nanoseconds since the Unix epoch.
     pub finished_at: i64,
+}
+
+/// Why a container ended, in the words that the CRI's clients know.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub enum ExitReason {
+    /// By itself, with 0.
+    #[default]
+    Completed,
+    /// By itself, or by a signal.
+    Error,
+    /// For want of memory.
+    OomKilled,
+    /// Its command could not be executed.
+    StartError,
+    /// Its guest ended.
+    SandboxDied,
+    /// A word of another version.
+    Other(String),
+}
+
+impl ExitReason {
+    /// The word.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Completed => "Completed",
+            Self::Error => "Error",
+            Self::OomKilled => "OOMKilled",
+            Self::StartError => "StartError",
+            Self::SandboxDied => "SandboxDied",
+            Self::Other(word) => word,
+        }
+    }
+}
+
+impl From<&str> for ExitReason {
+    fn from(word: &str) -> Self {
+        let known = [Self::Completed, Self::Error, Self::OomKilled, Self::StartError, Self::SandboxDied];
+        known.into_iter().find(|reason| reason.as_str() == word).unwrap_or_else(|| Self::Other(word.into()))
+    }
+}
+
+impl From<String> for ExitReason {
+    fn from(word: String) -> Self {
+        word.as_str().into()
+    }
+}
+
+impl From<ExitReason> for String {
+    fn from(reason: ExitReason) -> Self {
+        reason.as_str().into()
+    }
 }
 
 /// A container as it is.
@@ -459,6 +512,18 @@ pub struct ContainerStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reason_on_record_is_the_word_that_it_was_before_it_had_a_type() {
+        for word in ["Completed", "Error", "OOMKilled", "StartError", "SandboxDied", "Evicted", ""] {
+            let record = format!("{{\"code\":1,\"reason\":\"{word}\",\"message\":\"\",\"finished_at\":5}}");
+            let exit: ExitInfo = serde_json::from_str(&record).unwrap();
+            assert_eq!(exit.reason.as_str(), word);
+            assert_eq!(serde_json::to_string(&exit).unwrap(), record);
+            let known = !["Evicted", ""].contains(&word);
+            assert_eq!(!matches!(exit.reason, ExitReason::Other(_)), known, "{word}");
+        }
+    }
 
     #[test]
     fn a_host_name_comes_of_what_is_asked_for_or_of_the_pods_name() {

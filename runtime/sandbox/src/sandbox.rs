@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use nacelle_network::Network;
 
-use crate::agent::Agent;
+use crate::agent::{Agent, Reach};
 use crate::cgroup::Cgroup;
 use crate::container::Container;
 use crate::events::Events;
@@ -74,8 +74,8 @@ impl Sandbox {
         record: SandboxRecord,
     ) -> Arc<Self> {
         let manager = templates.config().clone();
-        let agent = Agent::new(paths.vsock(), manager.call_deadline());
-        Arc::new_cyclic(|me| Self {
+        let agent = Agent::new(paths.vsock(), manager.call_deadline(), manager.unknown_after());
+        let sandbox = Arc::new_cyclic(|me| Self {
             id: record.id.clone(),
             queue: Queue::new(),
             manager,
@@ -88,7 +88,9 @@ impl Sandbox {
             gone: AtomicBool::new(false),
             me: me.clone(),
             inner: Mutex::new(Inner { record, vm: None, containers: BTreeMap::new() }),
-        })
+        });
+        sandbox.tell_reach();
+        sandbox
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -118,15 +120,15 @@ impl Sandbox {
             vmm_pid: inner.record.vmm.filter(|_| running).map(|process| process.pid),
             message: inner.record.message.clone(),
             size: inner.record.size,
-            answers: self.agent.answers(),
+            silent_since: self.agent.reach().silent_since(),
         }
     }
 
-    /// One of its containers as it is. While the guest does not answer nobody knows whether
-    /// it still runs.
+    /// One of its containers as it is. When the guest has not answered for long nobody knows
+    /// whether it still runs.
     pub fn container_status(&self, container: &Container) -> ContainerStatus {
         let mut status = container.status();
-        if status.state == ContainerState::Running && !self.agent.answers() {
+        if status.state == ContainerState::Running && matches!(self.agent.reach(), Reach::Unknown { .. }) {
             status.state = ContainerState::Unknown;
         }
         status

@@ -3,12 +3,12 @@
 
 use bytes::Bytes;
 use nacelle_proto::agent::v1 as api;
-use nacelle_proto::stdio::{Header, Stream};
+use nacelle_proto::stdio::Stream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use crate::agent::{self, Agent};
-use crate::exec::{self, Forget};
+use crate::exec::{self, Exec};
 use crate::live::LiveOutput;
 use crate::manager::Manager;
 use crate::model::{ContainerState, SandboxState};
@@ -56,12 +56,7 @@ pub struct ExecOutputStream {
 
 /// An exec's process in the guest.
 #[derive(Debug)]
-pub struct ExecProcess {
-    agent: Agent,
-    container_id: String,
-    exec_id: String,
-    _forget: Forget,
-}
+pub struct ExecProcess(Exec);
 
 impl ExecInput {
     /// Hands bytes to the process; waits while it does not read.
@@ -69,7 +64,7 @@ impl ExecInput {
     /// # Errors
     /// The process reads no more.
     pub async fn write(&mut self, data: &[u8]) -> Result<()> {
-        self.0.write_all(data).await.map_err(|e| failed("write stdin", &e))
+        self.0.write_all(data).await.map_err(|e| agent::broken("write stdin", &e))
     }
 
     /// Closes the process's input.
@@ -77,7 +72,7 @@ impl ExecInput {
     /// # Errors
     /// The process reads no more.
     pub async fn close(mut self) -> Result<()> {
-        stdin::close(&mut self.0).await.map_err(|e| failed("close stdin", &e))
+        stdin::close(&mut self.0).await.map_err(|e| agent::broken("close stdin", &e))
     }
 }
 
@@ -87,7 +82,7 @@ impl ExecOutputStream {
     /// # Errors
     /// The guest is gone.
     pub async fn next(&mut self) -> Result<Option<Bytes>> {
-        let failed = |e: std::io::Error| failed(&format!("read {}", self.stream), &e);
+        let failed = |e: std::io::Error| agent::broken(&format!("read {}", self.stream), &e);
         let mut chunk = vec![0; CHUNK_BYTES];
         let got = self.connection.read(&mut chunk).await.map_err(failed)?;
         if got == 0 {
@@ -107,7 +102,7 @@ impl ExecProcess {
     /// # Errors
     /// It has none, or has ended.
     pub async fn resize(&self, rows: u16, columns: u16) -> Result<()> {
-        resize(&self.agent, &self.container_id, &self.exec_id, rows, columns).await
+        self.0.resize(rows, columns).await
     }
 
     /// Waits for its end; returns its exit code, 0 to 255.
@@ -115,9 +110,7 @@ impl ExecProcess {
     /// # Errors
     /// The guest is gone.
     pub async fn wait(&self) -> Result<i32> {
-        let request = api::WaitRequest { container_id: self.container_id.clone(), exec_id: self.exec_id.clone() };
-        let answer = self.agent.client().wait(request).await;
-        Ok(answer.map_err(|status| agent::error("wait for an exec", &status))?.into_inner().exit_code)
+        self.0.wait().await
     }
 }
 
@@ -147,7 +140,7 @@ impl AttachedTerminal {
     /// # Errors
     /// There is none, or the container has ended.
     pub async fn resize(&self, rows: u16, columns: u16) -> Result<()> {
-        resize(&self.agent, &self.container_id, "", rows, columns).await
+        agent::resize(&self.agent, &self.container_id, "", rows, columns).await
     }
 }
 
@@ -159,23 +152,18 @@ impl Manager {
     pub async fn exec(&self, id: &str, config: ExecConfig) -> Result<ExecSession> {
         let (sandbox, container) = self.require_container(id)?;
         container.expect(ContainerState::Running, "run a command in it")?;
-        let agent = sandbox.agent().clone();
-        let (container_id, exec_id) = (container.id.clone(), exec::new_id()?);
         let request = api::ExecRequest {
-            container_id: container_id.clone(),
-            exec_id: exec_id.clone(),
+            container_id: container.id.clone(),
+            exec_id: exec::new_id()?,
             args: config.command,
             stdin: config.stdin,
             terminal: config.tty,
             ..api::ExecRequest::default()
         };
-        let forget = Forget::new(&agent, &container_id, &exec_id);
-        agent.call("exec", agent.client().exec(request)).await?;
+        let mut exec = Exec::start(sandbox.agent(), request);
+        exec.started().await?;
         let open = async |wanted: bool, stream| match wanted {
-            true => {
-                let header = Header { container_id: container_id.clone(), exec_id: exec_id.clone(), stream, offset: 0 };
-                agent.stream(&header).await.map(Some)
-            }
+            true => exec.stream(stream).await.map(Some),
             false => Ok(None),
         };
         let (stdin, stdout, stderr) = tokio::try_join!(
@@ -190,7 +178,7 @@ impl Manager {
                 .map(output(Stream::Stdout))
                 .ok_or_else(|| Error::Internal("an exec without output".into()))?,
             stderr: stderr.map(output(Stream::Stderr)),
-            process: ExecProcess { agent, container_id, exec_id, _forget: forget },
+            process: ExecProcess(exec),
         })
     }
 
@@ -232,18 +220,4 @@ impl Manager {
         let (_, container) = self.require_container(id)?;
         tokio::task::spawn_blocking(move || container.reopen_log()).await.map_err(|e| Error::Internal(e.to_string()))?
     }
-}
-
-async fn resize(agent: &Agent, container_id: &str, exec_id: &str, rows: u16, columns: u16) -> Result<()> {
-    let request = api::ResizeTerminalRequest {
-        container_id: container_id.into(),
-        exec_id: exec_id.into(),
-        rows: rows.into(),
-        columns: columns.into(),
-    };
-    agent.call("resize a terminal", agent.client().resize_terminal(request)).await.map(drop)
-}
-
-fn failed(action: &str, error: &std::io::Error) -> Error {
-    Error::Agent { action: action.into(), message: error.to_string() }
 }

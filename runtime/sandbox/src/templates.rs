@@ -186,7 +186,7 @@ impl Templates {
         let made = async {
             vm.ready(sign, config.boot_deadline()).await?;
             // What it takes to answer a call is in memory from then on.
-            let agent = Agent::new(paths.vsock(), config.call_deadline());
+            let agent = Agent::new(paths.vsock(), config.call_deadline(), config.unknown_after());
             let mut client = agent.client();
             agent.call("ask a template", client.info(api::InfoRequest {})).await?;
             vm.save().await

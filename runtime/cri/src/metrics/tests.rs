@@ -115,7 +115,7 @@ fn pod() -> SandboxStats {
             vmm_pid: Some(1),
             message: String::new(),
             size: None,
-            answers: true,
+            silent_since: None,
         },
         at: 6_000_000_000,
         host: group(),

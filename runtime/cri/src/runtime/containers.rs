@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use nacelle_proto::runtime::v1 as cri;
-use nacelle_sandbox::ContainerImages;
+use nacelle_sandbox::{ContainerImages, ContainerStatus};
 use tonic::Status;
 
 use super::{Runtime, required};
 use crate::filter::{self, id_matches, labels_match};
-use crate::status::{invalid, of_sandbox, of_token, unsupported};
+use crate::status::{invalid, not_found, of_sandbox, of_token, unsupported};
 use crate::{container, mounts, resources, streaming};
 
 impl Runtime {
@@ -23,7 +23,7 @@ impl Runtime {
         let image = self
             .images
             .get(&config.image)
-            .ok_or_else(|| Status::not_found(format!("image {:?} is not present: pull it first", config.image)))?;
+            .ok_or_else(|| not_found(format_args!("image {:?} is not present: pull it first", config.image)))?;
         let mounted = mounts::images(&mut config, &self.images)?;
         let images = ContainerImages { root: image, mounted };
         let container_id = self.manager.create_container(pod, config, images).await.map_err(|e| of_sandbox(&e))?;
@@ -76,7 +76,7 @@ impl Runtime {
             let state = serde_json::json!({ "sandboxID": status.sandbox_id, "config": status.config });
             info.insert("info".into(), state.to_string());
         }
-        Ok(cri::ContainerStatusResponse { status: Some(container::status(status)), info })
+        Ok(cri::ContainerStatusResponse { status: Some(self.container(status)), info })
     }
 
     pub(super) async fn update_container_resources(
@@ -103,9 +103,8 @@ impl Runtime {
         if request.cmd.is_empty() {
             return Err(invalid("cmd", "is empty"));
         }
-        let output =
-            self.manager.exec_sync(id, request.cmd, seconds(request.timeout)).await.map_err(|e| of_sandbox(&e))?;
-        Ok(cri::ExecSyncResponse { stdout: output.stdout, stderr: output.stderr, exit_code: output.exit_code })
+        let output = self.manager.exec_sync(id, request.cmd, seconds(request.timeout)).await;
+        Ok(streaming::collected(output.map_err(|e| of_sandbox(&e))?))
     }
 
     pub(super) async fn exec(&self, request: cri::ExecRequest) -> Result<cri::ExecResponse, Status> {
@@ -138,6 +137,12 @@ impl Runtime {
             "a single container of a guest cannot be saved: its state is the guest's, which other containers share. Keep \
              what has to outlive the container in a volume",
         ))
+    }
+
+    /// A container in the CRI's words.
+    pub(super) fn container(&self, status: ContainerStatus) -> cri::ContainerStatus {
+        let image = self.images.get(&status.image_id);
+        container::status(status, image.as_ref())
     }
 
     /// The containers that a filter lets through.

@@ -8,8 +8,8 @@ use tonic::Status;
 
 use super::{Handler, Runtime, required};
 use crate::filter::{self, id_matches, labels_match};
-use crate::status::{invalid, of_sandbox};
-use crate::{container, resources, sandbox};
+use crate::status::{bounded, invalid, of_sandbox};
+use crate::{resources, sandbox};
 
 impl Runtime {
     pub(super) async fn run_pod_sandbox(
@@ -53,16 +53,17 @@ impl Runtime {
             let state = serde_json::json!({
                 "pid": status.vmm_pid,
                 "runtimeHandler": status.config.handler,
-                "message": status.message,
+                "message": bounded(status.message.clone()),
                 "guest": status.size,
-                "answers": status.answers,
+                "answers": status.silent_since.is_none(),
+                "silentSince": status.silent_since.map(clock::rfc3339_nanos),
             });
             info.insert("info".into(), state.to_string());
         }
         Ok(cri::PodSandboxStatusResponse {
             status: Some(sandbox::status(status)),
             info,
-            containers_statuses: containers.into_iter().map(container::status).collect(),
+            containers_statuses: containers.into_iter().map(|container| self.container(container)).collect(),
             timestamp,
         })
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Sandbox;
+use crate::agent::Reach;
 use crate::container::{Container, Watcher};
 use crate::events::EventKind;
 use crate::model::{ContainerState, ContainerStatus, SandboxState, SandboxStatus};
@@ -58,6 +59,28 @@ impl Sandbox {
             self.tell(&container.id, EventKind::Deleted);
         }
         self.tell(&self.id, EventKind::Deleted);
+    }
+
+    /// Tells, from now on, of containers that become unknown because the guest does not answer, as
+    /// of such that have ended, and of those that turn out to run.
+    pub(super) fn tell_reach(&self) {
+        let (sandbox, mut reach) = (self.me.clone(), self.agent().watch_reach());
+        tokio::spawn(async move {
+            let mut unknown = false;
+            while reach.changed().await.is_ok() {
+                let now = matches!(*reach.borrow_and_update(), Reach::Unknown { .. });
+                if std::mem::replace(&mut unknown, now) == now {
+                    continue;
+                }
+                let Some(sandbox) = sandbox.upgrade() else { return };
+                let kind = if now { EventKind::Stopped } else { EventKind::Started };
+                for container in sandbox.containers() {
+                    if container.state() == ContainerState::Running {
+                        sandbox.tell(&container.id, kind);
+                    }
+                }
+            }
+        });
     }
 
     fn tell(&self, id: &str, kind: EventKind) {
