@@ -19,7 +19,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 
 use crate::check;
 use crate::config::Config;
-use crate::logging;
+use crate::{health, logging, notify};
 
 /// Largest message accepted, in bytes.
 const MESSAGE_LIMIT: usize = 16 << 20;
@@ -72,11 +72,13 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let events = manager.clone();
     let images = Images::new(store.clone(), manager.clone(), &config.images.pinned);
     let runtime = Runtime::new(manager, store, handlers, version.clone(), health(&config), door)
-        .with_unset_seccomp(config.unset_seccomp.into());
+        .with_unset_seccomp(config.unset_seccomp.into())
+        .with_timeout_scale(config.timeout_scale);
     tracing::info!(socket = %config.socket.display(), version, "ready");
     let server = tonic::transport::Server::builder()
         .add_service(RuntimeServiceServer::new(runtime).max_decoding_message_size(MESSAGE_LIMIT))
         .add_service(ImageServiceServer::new(images).max_decoding_message_size(MESSAGE_LIMIT));
+    notify::ready();
     let (farewell, begun) = tokio::sync::oneshot::channel();
     let stop = async move {
         tokio::select! {
@@ -84,6 +86,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             _ = interrupt.recv() => {}
         }
         tracing::info!("ending; pods go on");
+        notify::stopping();
         // Calls that would never end by themselves.
         events.end_events();
         let _ = farewell.send(());
@@ -99,14 +102,13 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether guests can run on this host, looked at anew for every Status.
+/// Whether guests can run on this host.
 fn health(config: &Config) -> Health {
     let guest = config.guest.clone();
+    let health = health::Health::new(move || check::guests_can_run(&guest), config.timeout_scale);
     Arc::new(move || {
-        let guest = guest.clone();
-        Box::pin(async move {
-            tokio::task::spawn_blocking(move || check::guests_can_run(&guest)).await.map_err(|e| e.to_string())?
-        })
+        let health = health.clone();
+        Box::pin(async move { health.now().await })
     })
 }
 

@@ -3,7 +3,9 @@
 mod check;
 mod config;
 mod daemon;
+mod health;
 mod logging;
+mod notify;
 mod run;
 mod streaming;
 mod vmm;

@@ -6,16 +6,23 @@ use nacelle_proto::runtime::v1 as cri;
 use nacelle_sandbox::{Network, PortMapping, Protocol};
 use tonic::Status;
 
-use crate::status::invalid;
+use crate::status::{bounded, invalid};
 
 /// The condition that tells whether pods can join a network, or why not.
 pub async fn condition(network: &Network) -> cri::RuntimeCondition {
-    let ready = network.status().await;
+    match network.status().await {
+        Ok(()) => cri::RuntimeCondition { r#type: "NetworkReady".into(), status: true, ..Default::default() },
+        Err(error) => not_ready(error.to_string()),
+    }
+}
+
+/// The condition that tells why pods cannot join a network.
+pub fn not_ready(message: String) -> cri::RuntimeCondition {
     cri::RuntimeCondition {
         r#type: "NetworkReady".into(),
-        status: ready.is_ok(),
-        reason: if ready.is_ok() { String::new() } else { "NetworkPluginNotReady".into() },
-        message: ready.err().map(|error| error.to_string()).unwrap_or_default(),
+        status: false,
+        reason: "NetworkPluginNotReady".into(),
+        message: bounded(message),
     }
 }
 

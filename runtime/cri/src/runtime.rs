@@ -21,6 +21,7 @@ mod stats;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nacelle_image::ImageStore;
 use nacelle_proto::runtime::v1 as cri;
@@ -33,6 +34,10 @@ use crate::pieces::Pieces;
 use crate::status::invalid;
 
 type Reply<T> = Result<Response<T>, Status>;
+
+/// How long Status waits for each of the things that it looks at, side by side: the kubelet, which asks every few
+/// seconds, takes a runtime that does not answer for dead.
+const PATIENCE: Duration = Duration::from_millis(1500);
 
 /// A RuntimeClass handler.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +59,7 @@ pub struct Runtime {
     health: Health,
     streaming: Door,
     unset_seccomp: Seccomp,
+    patience: Duration,
 }
 
 impl std::fmt::Debug for Runtime {
@@ -74,7 +80,16 @@ impl Runtime {
         health: Health,
         streaming: Door,
     ) -> Self {
-        Self { manager, images, handlers, version, health, streaming, unset_seccomp: Seccomp::Unconfined }
+        Self {
+            manager,
+            images,
+            handlers,
+            version,
+            health,
+            streaming,
+            unset_seccomp: Seccomp::Unconfined,
+            patience: PATIENCE,
+        }
     }
 
     /// What filters the system calls of a container that names no profile: nothing, unless
@@ -82,6 +97,12 @@ impl Runtime {
     #[must_use]
     pub fn with_unset_seccomp(self, unset_seccomp: Seccomp) -> Self {
         Self { unset_seccomp, ..self }
+    }
+
+    /// A runtime on a host that is slower by this factor.
+    #[must_use]
+    pub fn with_timeout_scale(self, scale: f64) -> Self {
+        Self { patience: PATIENCE.mul_f64(scale), ..self }
     }
 }
 

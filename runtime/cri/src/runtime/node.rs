@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 
 use nacelle_proto::runtime::v1 as cri;
+use tokio::time::timeout;
 use tonic::Status;
 
 use super::Runtime;
 use crate::network;
+use crate::status::bounded;
 
 impl Runtime {
     pub(super) async fn version(&self, _: cri::VersionRequest) -> Result<cri::VersionResponse, Status> {
@@ -19,16 +21,28 @@ impl Runtime {
     }
 
     pub(super) async fn status(&self, request: cri::StatusRequest) -> Result<cri::StatusResponse, Status> {
-        let health = (self.health)().await;
+        let late = || format!("no answer within {:?}", self.patience);
+        let health = timeout(self.patience, (self.health)());
+        let network = timeout(self.patience, network::condition(self.manager.network()));
+        let described = async {
+            match request.verbose {
+                true => Some(timeout(self.patience, self.manager.network().describe()).await),
+                false => None,
+            }
+        };
+        let (health, network, described) = tokio::join!(health, network, described);
+        let health = health.unwrap_or_else(|_| Err(late()));
         let ready = cri::RuntimeCondition {
             r#type: "RuntimeReady".into(),
             status: health.is_ok(),
             reason: if health.is_ok() { String::new() } else { "GuestsCannotRun".into() },
-            message: health.err().unwrap_or_default(),
+            message: bounded(health.err().unwrap_or_default()),
         };
-        let network = network::condition(self.manager.network()).await;
-        let handlers = self.handlers.iter().map(|handler| cri::RuntimeHandler {
-            name: handler.name.clone(),
+        let network = network.unwrap_or_else(|_| network::not_ready(format!("plugins: {}", late())));
+        // Pods without a RuntimeClass ask for the one without a name.
+        let names = std::iter::once("").chain(self.handlers.iter().map(|handler| handler.name.as_str()));
+        let handlers = names.map(|name| cri::RuntimeHandler {
+            name: name.to_owned(),
             features: Some(cri::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: true }),
         });
         let mut info = HashMap::new();
@@ -37,7 +51,10 @@ impl Runtime {
             let containers = self.manager.containers().len();
             let state = serde_json::json!({ "version": self.version, "pods": pods, "containers": containers });
             info.insert("nacelle".into(), state.to_string());
-            info.insert("cniconfig".into(), self.manager.network().describe().await.to_string());
+        }
+        if let Some(described) = described {
+            let networks = described.map_or_else(|_| late(), |networks| networks.to_string());
+            info.insert("cniconfig".into(), networks);
         }
         Ok(cri::StatusResponse {
             status: Some(cri::RuntimeStatus { conditions: vec![ready, network] }),

@@ -146,6 +146,27 @@ async fn what_does_not_exist_is_not_found_or_gone_already() {
 }
 
 #[tokio::test]
+async fn the_handler_of_pods_without_a_class_is_listed() {
+    let (runtime, _directory) = runtime().await;
+    let status = Runtime::status(&runtime, cri::StatusRequest::default()).await.unwrap();
+    let names: Vec<_> = status.runtime_handlers.iter().map(|handler| handler.name.as_str()).collect();
+    assert_eq!(names, ["", "kata"]);
+    assert!(status.runtime_handlers.iter().all(|handler| handler.features == status.runtime_handlers[0].features));
+}
+
+#[tokio::test(start_paused = true)]
+async fn status_answers_in_two_seconds_whatever_hangs() {
+    let (runtime, _directory) = runtime().await;
+    let health: Health = Arc::new(|| Box::pin(std::future::pending()));
+    let runtime = Runtime { health, ..runtime };
+    let begun = tokio::time::Instant::now();
+    let status = Runtime::status(&runtime, cri::StatusRequest { verbose: true }).await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    let ready = &status.status.unwrap().conditions[0];
+    assert!(!ready.status && ready.message.contains("no answer within"), "{ready:?}");
+}
+
+#[tokio::test]
 async fn a_checkpoint_is_refused_with_its_reason() {
     let (runtime, _directory) = runtime().await;
     let status = refusal!(runtime.checkpoint_container(cri::CheckpointContainerRequest::default()));
