@@ -206,7 +206,13 @@ impl Config {
         key("Directory for images, records and disks of pods; survives a reboot.", "root", toml(&self.root));
         key("Directory for sockets of running pods; may be a tmpfs.", "run", toml(&self.run));
         key("Names of the RuntimeClass handlers served; the first is the default.", "handlers", toml(&self.handlers));
-        key("What is logged: error, warn, info, debug, trace, or a filter as in RUST_LOG.", "log", toml(&self.log));
+        key(
+            "What is logged: error, warn, info, debug, trace, or several with targets, as in RUST_LOG, which wins: \
+             \"info,nacelle::cri::exec=warn\" leaves the calls of probes out, \"info,nacelle::cri=debug\" has the \
+             calls that only read, too.",
+            "log",
+            toml(&self.log),
+        );
         key("Factor on every deadline: above 1 on slow hosts.", "timeout_scale", toml(self.timeout_scale));
         key(
             "How the kubelet names cgroups: cgroupfs, systemd, or auto for what the host's init suggests.",

@@ -88,6 +88,9 @@ async fn a_guest_that_stops_answering_costs_its_calls_and_nothing_else() {
     let back = next_event(&mut events, &id).await;
     assert_eq!(back, (cri::ContainerEventType::ContainerStartedEvent, cri::ContainerState::ContainerRunning));
     assert_eq!(client.status(&id).await.unwrap().state(), cri::ContainerState::ContainerRunning);
+    let calls = daemon.log();
+    let line = calls.lines().find(|line| line.contains("ExecSync") && line.contains("DeadlineExceeded")).unwrap();
+    assert!(line.contains(&id) && line.contains(&stuck) && line.contains("pod=\"default/pod-"), "{line}");
 
     signal(vmm, Signal::STOP);
     let error = client.remove(&id).await.unwrap_err();

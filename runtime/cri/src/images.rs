@@ -8,13 +8,12 @@ use nacelle_image::{Credentials, Image, ImageStore, Login, Reference};
 use nacelle_proto::runtime::v1 as cri;
 use nacelle_proto::runtime::v1::image_service_server::ImageService;
 use nacelle_sandbox::{Manager, clock};
-use tonic::{Request, Response, Status};
+use tonic::Status;
 
+use crate::calls::service;
 use crate::pieces::{Pieces, in_pieces};
 use crate::stats::filesystem;
 use crate::status::{internal, invalid, of_image, of_sandbox};
-
-type Reply<T> = Result<Response<T>, Status>;
 
 /// The ImageService over an [`ImageStore`].
 #[derive(Debug, Clone)]
@@ -52,45 +51,58 @@ impl Images {
     }
 }
 
-#[tonic::async_trait]
-impl ImageService for Images {
-    async fn list_images(&self, request: Request<cri::ListImagesRequest>) -> Reply<cri::ListImagesResponse> {
-        Ok(Response::new(cri::ListImagesResponse { images: self.images(request.into_inner().filter) }))
+service! {
+    impl ImageService for Images {
+        streams {
+            StreamImagesStream = Pieces<cri::StreamImagesResponse>;
+        }
+        calls {
+            Read list_images(cri::ListImagesRequest) -> cri::ListImagesResponse;
+            Read stream_images(cri::StreamImagesRequest) -> Self::StreamImagesStream;
+            Read image_status(cri::ImageStatusRequest) -> cri::ImageStatusResponse;
+            Change pull_image(cri::PullImageRequest) -> cri::PullImageResponse;
+            Change remove_image(cri::RemoveImageRequest) -> cri::RemoveImageResponse;
+            Read image_fs_info(cri::ImageFsInfoRequest) -> cri::ImageFsInfoResponse;
+        }
+    }
+}
+
+impl Images {
+    async fn list_images(&self, request: cri::ListImagesRequest) -> Result<cri::ListImagesResponse, Status> {
+        Ok(cri::ListImagesResponse { images: self.images(request.filter) })
     }
 
-    type StreamImagesStream = Pieces<cri::StreamImagesResponse>;
-
-    async fn stream_images(&self, request: Request<cri::StreamImagesRequest>) -> Reply<Self::StreamImagesStream> {
-        let images = self.images(request.into_inner().filter);
-        Ok(Response::new(in_pieces(images, |images| cri::StreamImagesResponse { images })))
+    async fn stream_images(
+        &self,
+        request: cri::StreamImagesRequest,
+    ) -> Result<Pieces<cri::StreamImagesResponse>, Status> {
+        Ok(in_pieces(self.images(request.filter), |images| cri::StreamImagesResponse { images }))
     }
 
-    async fn image_status(&self, request: Request<cri::ImageStatusRequest>) -> Reply<cri::ImageStatusResponse> {
-        let request = request.into_inner();
+    async fn image_status(&self, request: cri::ImageStatusRequest) -> Result<cri::ImageStatusResponse, Status> {
         let found = self.store.get(&name(request.image)?);
         let mut info = std::collections::HashMap::new();
         if let (Some(found), true) = (&found, request.verbose) {
             let spec = serde_json::to_value(&found.config).unwrap_or_default();
             info.insert("info".into(), serde_json::json!({ "imageSpec": spec }).to_string());
         }
-        Ok(Response::new(cri::ImageStatusResponse { image: found.map(|found| self.image(found)), info }))
+        Ok(cri::ImageStatusResponse { image: found.map(|found| self.image(found)), info })
     }
 
-    async fn pull_image(&self, request: Request<cri::PullImageRequest>) -> Reply<cri::PullImageResponse> {
-        let request = request.into_inner();
+    async fn pull_image(&self, request: cri::PullImageRequest) -> Result<cri::PullImageResponse, Status> {
         let name = name(request.image)?;
         let login = request.auth.map(login).transpose()?.flatten();
         let pulled = self.store.pull(&name, login, |_| {}).await.map_err(|e| of_image(&e))?;
-        Ok(Response::new(cri::PullImageResponse { image_ref: pulled.id }))
+        Ok(cri::PullImageResponse { image_ref: pulled.id })
     }
 
-    async fn remove_image(&self, request: Request<cri::RemoveImageRequest>) -> Reply<cri::RemoveImageResponse> {
-        let name = name(request.into_inner().image)?;
+    async fn remove_image(&self, request: cri::RemoveImageRequest) -> Result<cri::RemoveImageResponse, Status> {
+        let name = name(request.image)?;
         self.store.remove(&name).await.map_err(|e| of_image(&e))?;
-        Ok(Response::new(cri::RemoveImageResponse {}))
+        Ok(cri::RemoveImageResponse {})
     }
 
-    async fn image_fs_info(&self, _: Request<cri::ImageFsInfoRequest>) -> Reply<cri::ImageFsInfoResponse> {
+    async fn image_fs_info(&self, _: cri::ImageFsInfoRequest) -> Result<cri::ImageFsInfoResponse, Status> {
         let (store, manager) = (self.store.clone(), self.manager.clone());
         let looked = tokio::task::spawn_blocking(move || {
             let images = store.usage().map_err(|e| of_image(&e))?;
@@ -105,10 +117,10 @@ impl ImageService for Images {
         } else {
             &images.mount_point
         };
-        Ok(Response::new(cri::ImageFsInfoResponse {
+        Ok(cri::ImageFsInfoResponse {
             image_filesystems: vec![filesystem(place, images.bytes, images.inodes, now)],
             container_filesystems: vec![filesystem(&containers.directory, containers.bytes, containers.inodes, now)],
-        }))
+        })
     }
 }
 

@@ -6,6 +6,7 @@
 //! What a guest cannot give, or is not there yet, is refused with the field that asked for
 //! it: a pod never runs in a weaker form than it was written.
 
+mod calls;
 mod container;
 mod filter;
 mod images;

@@ -28,12 +28,11 @@ use nacelle_proto::runtime::v1 as cri;
 use nacelle_proto::runtime::v1::runtime_service_server::RuntimeService;
 use nacelle_sandbox::{Manager, Seccomp};
 use nacelle_streaming::Door;
-use tonic::{Request, Response, Status};
+use tonic::Status;
 
+use crate::calls::service;
 use crate::pieces::Pieces;
 use crate::status::invalid;
-
-type Reply<T> = Result<Response<T>, Status>;
 
 /// How long Status waits for each of the things that it looks at, side by side: the kubelet, which asks every few
 /// seconds, takes a runtime that does not answer for dead.
@@ -52,7 +51,7 @@ pub type Health = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<(), String>
 /// The RuntimeService over a [`Manager`] and the images its containers are made of.
 #[derive(Clone)]
 pub struct Runtime {
-    manager: Manager,
+    pub(crate) manager: Manager,
     images: ImageStore,
     handlers: Vec<Handler>,
     version: String,
@@ -111,76 +110,62 @@ fn required<'a>(field: &str, value: &'a str) -> Result<&'a str, Status> {
     if value.is_empty() { Err(invalid(field, "is empty")) } else { Ok(value) }
 }
 
-/// Calls that are the [`Runtime`]'s methods of the same name.
-macro_rules! calls {
-    ($($name:ident($request:ty) -> $response:ty;)*) => {
-        $(
-            fn $name<'life0, 'async_trait>(
-                &'life0 self,
-                request: Request<$request>,
-            ) -> Pin<Box<dyn Future<Output = Reply<$response>> + Send + 'async_trait>>
-            where
-                'life0: 'async_trait,
-                Self: 'async_trait,
-            {
-                // An inherent method comes before the trait's.
-                Box::pin(async move { Runtime::$name(self, request.into_inner()).await.map(Response::new) })
-            }
-        )*
-    };
-}
+service! {
+    impl RuntimeService for Runtime {
+        streams {
+            StreamPodSandboxesStream = Pieces<cri::StreamPodSandboxesResponse>;
+            StreamContainersStream = Pieces<cri::StreamContainersResponse>;
+            StreamContainerStatsStream = Pieces<cri::StreamContainerStatsResponse>;
+            StreamPodSandboxStatsStream = Pieces<cri::StreamPodSandboxStatsResponse>;
+            StreamPodSandboxMetricsStream = Pieces<cri::StreamPodSandboxMetricsResponse>;
+            GetContainerEventsStream = Pieces<cri::ContainerEventResponse>;
+        }
+        calls {
+            Read version(cri::VersionRequest) -> cri::VersionResponse;
+            Read status(cri::StatusRequest) -> cri::StatusResponse;
+            Read runtime_config(cri::RuntimeConfigRequest) -> cri::RuntimeConfigResponse;
+            Change update_runtime_config(cri::UpdateRuntimeConfigRequest) -> cri::UpdateRuntimeConfigResponse;
 
-#[tonic::async_trait]
-impl RuntimeService for Runtime {
-    type StreamPodSandboxesStream = Pieces<cri::StreamPodSandboxesResponse>;
-    type StreamContainersStream = Pieces<cri::StreamContainersResponse>;
-    type StreamContainerStatsStream = Pieces<cri::StreamContainerStatsResponse>;
-    type StreamPodSandboxStatsStream = Pieces<cri::StreamPodSandboxStatsResponse>;
-    type StreamPodSandboxMetricsStream = Pieces<cri::StreamPodSandboxMetricsResponse>;
-    type GetContainerEventsStream = Pieces<cri::ContainerEventResponse>;
+            Change run_pod_sandbox(cri::RunPodSandboxRequest) -> cri::RunPodSandboxResponse { sandbox: pod_sandbox_id };
+            Change stop_pod_sandbox(cri::StopPodSandboxRequest) -> cri::StopPodSandboxResponse;
+            Change remove_pod_sandbox(cri::RemovePodSandboxRequest) -> cri::RemovePodSandboxResponse;
+            Read pod_sandbox_status(cri::PodSandboxStatusRequest) -> cri::PodSandboxStatusResponse;
+            Read list_pod_sandbox(cri::ListPodSandboxRequest) -> cri::ListPodSandboxResponse;
+            Change update_pod_sandbox_resources(cri::UpdatePodSandboxResourcesRequest)
+                -> cri::UpdatePodSandboxResourcesResponse;
+            Change port_forward(cri::PortForwardRequest) -> cri::PortForwardResponse;
 
-    calls! {
-        version(cri::VersionRequest) -> cri::VersionResponse;
-        status(cri::StatusRequest) -> cri::StatusResponse;
-        runtime_config(cri::RuntimeConfigRequest) -> cri::RuntimeConfigResponse;
-        update_runtime_config(cri::UpdateRuntimeConfigRequest) -> cri::UpdateRuntimeConfigResponse;
+            Change create_container(cri::CreateContainerRequest) -> cri::CreateContainerResponse
+                { container: container_id };
+            Change start_container(cri::StartContainerRequest) -> cri::StartContainerResponse;
+            Change stop_container(cri::StopContainerRequest) -> cri::StopContainerResponse;
+            Change remove_container(cri::RemoveContainerRequest) -> cri::RemoveContainerResponse;
+            Read list_containers(cri::ListContainersRequest) -> cri::ListContainersResponse;
+            Read container_status(cri::ContainerStatusRequest) -> cri::ContainerStatusResponse;
+            Change update_container_resources(cri::UpdateContainerResourcesRequest)
+                -> cri::UpdateContainerResourcesResponse;
+            Change reopen_container_log(cri::ReopenContainerLogRequest) -> cri::ReopenContainerLogResponse;
+            Exec exec_sync(cri::ExecSyncRequest) -> cri::ExecSyncResponse;
+            Change exec(cri::ExecRequest) -> cri::ExecResponse;
+            Change attach(cri::AttachRequest) -> cri::AttachResponse;
+            Change checkpoint_container(cri::CheckpointContainerRequest) -> cri::CheckpointContainerResponse;
 
-        run_pod_sandbox(cri::RunPodSandboxRequest) -> cri::RunPodSandboxResponse;
-        stop_pod_sandbox(cri::StopPodSandboxRequest) -> cri::StopPodSandboxResponse;
-        remove_pod_sandbox(cri::RemovePodSandboxRequest) -> cri::RemovePodSandboxResponse;
-        pod_sandbox_status(cri::PodSandboxStatusRequest) -> cri::PodSandboxStatusResponse;
-        list_pod_sandbox(cri::ListPodSandboxRequest) -> cri::ListPodSandboxResponse;
-        update_pod_sandbox_resources(cri::UpdatePodSandboxResourcesRequest) -> cri::UpdatePodSandboxResourcesResponse;
-        port_forward(cri::PortForwardRequest) -> cri::PortForwardResponse;
+            Read container_stats(cri::ContainerStatsRequest) -> cri::ContainerStatsResponse;
+            Read list_container_stats(cri::ListContainerStatsRequest) -> cri::ListContainerStatsResponse;
+            Read pod_sandbox_stats(cri::PodSandboxStatsRequest) -> cri::PodSandboxStatsResponse;
+            Read list_pod_sandbox_stats(cri::ListPodSandboxStatsRequest) -> cri::ListPodSandboxStatsResponse;
+            Read list_metric_descriptors(cri::ListMetricDescriptorsRequest) -> cri::ListMetricDescriptorsResponse;
+            Read list_pod_sandbox_metrics(cri::ListPodSandboxMetricsRequest) -> cri::ListPodSandboxMetricsResponse;
 
-        create_container(cri::CreateContainerRequest) -> cri::CreateContainerResponse;
-        start_container(cri::StartContainerRequest) -> cri::StartContainerResponse;
-        stop_container(cri::StopContainerRequest) -> cri::StopContainerResponse;
-        remove_container(cri::RemoveContainerRequest) -> cri::RemoveContainerResponse;
-        list_containers(cri::ListContainersRequest) -> cri::ListContainersResponse;
-        container_status(cri::ContainerStatusRequest) -> cri::ContainerStatusResponse;
-        update_container_resources(cri::UpdateContainerResourcesRequest) -> cri::UpdateContainerResourcesResponse;
-        reopen_container_log(cri::ReopenContainerLogRequest) -> cri::ReopenContainerLogResponse;
-        exec_sync(cri::ExecSyncRequest) -> cri::ExecSyncResponse;
-        exec(cri::ExecRequest) -> cri::ExecResponse;
-        attach(cri::AttachRequest) -> cri::AttachResponse;
-        checkpoint_container(cri::CheckpointContainerRequest) -> cri::CheckpointContainerResponse;
-
-        container_stats(cri::ContainerStatsRequest) -> cri::ContainerStatsResponse;
-        list_container_stats(cri::ListContainerStatsRequest) -> cri::ListContainerStatsResponse;
-        pod_sandbox_stats(cri::PodSandboxStatsRequest) -> cri::PodSandboxStatsResponse;
-        list_pod_sandbox_stats(cri::ListPodSandboxStatsRequest) -> cri::ListPodSandboxStatsResponse;
-        list_metric_descriptors(cri::ListMetricDescriptorsRequest) -> cri::ListMetricDescriptorsResponse;
-        list_pod_sandbox_metrics(cri::ListPodSandboxMetricsRequest) -> cri::ListPodSandboxMetricsResponse;
-
-        stream_pod_sandboxes(cri::StreamPodSandboxesRequest) -> Self::StreamPodSandboxesStream;
-        stream_containers(cri::StreamContainersRequest) -> Self::StreamContainersStream;
-        stream_container_stats(cri::StreamContainerStatsRequest) -> Self::StreamContainerStatsStream;
-        stream_pod_sandbox_stats(cri::StreamPodSandboxStatsRequest) -> Self::StreamPodSandboxStatsStream;
-        stream_pod_sandbox_metrics(cri::StreamPodSandboxMetricsRequest) -> Self::StreamPodSandboxMetricsStream;
-        get_container_events(cri::GetEventsRequest) -> Self::GetContainerEventsStream;
+            Read stream_pod_sandboxes(cri::StreamPodSandboxesRequest) -> Self::StreamPodSandboxesStream;
+            Read stream_containers(cri::StreamContainersRequest) -> Self::StreamContainersStream;
+            Read stream_container_stats(cri::StreamContainerStatsRequest) -> Self::StreamContainerStatsStream;
+            Read stream_pod_sandbox_stats(cri::StreamPodSandboxStatsRequest) -> Self::StreamPodSandboxStatsStream;
+            Read stream_pod_sandbox_metrics(cri::StreamPodSandboxMetricsRequest) -> Self::StreamPodSandboxMetricsStream;
+            Read get_container_events(cri::GetEventsRequest) -> Self::GetContainerEventsStream;
+        }
     }
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

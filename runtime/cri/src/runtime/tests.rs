@@ -10,7 +10,7 @@ use tonic::Code;
 use super::*;
 
 /// A runtime in a directory that ends with it.
-async fn runtime() -> (Runtime, tempfile::TempDir) {
+pub(crate) async fn runtime() -> (Runtime, tempfile::TempDir) {
     let directory = tempfile::Builder::new().prefix("n").tempdir_in("/tmp").unwrap();
     let config = ManagerConfig {
         root: directory.path().join("root"),
@@ -29,6 +29,11 @@ async fn runtime() -> (Runtime, tempfile::TempDir) {
     let health: Health = Arc::new(|| Box::pin(async { Ok(()) }));
     let handlers = vec![Handler { name: "kata".into() }];
     (Runtime::new(manager, images, handlers, "0".into(), health, door), directory)
+}
+
+/// The images of a runtime.
+pub(crate) fn images(runtime: &Runtime) -> crate::Images {
+    crate::Images::new(runtime.images.clone(), runtime.manager.clone(), &[])
 }
 
 /// What a call answered instead of succeeding.
@@ -164,6 +169,16 @@ async fn status_answers_in_two_seconds_whatever_hangs() {
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     let ready = &status.status.unwrap().conditions[0];
     assert!(!ready.status && ready.message.contains("no answer within"), "{ready:?}");
+}
+
+#[tokio::test]
+async fn one_disk_has_one_name_for_images_and_containers() {
+    use nacelle_proto::runtime::v1::image_service_server::ImageService;
+    let (runtime, _directory) = runtime().await;
+    let images = images(&runtime);
+    let usage = images.image_fs_info(tonic::Request::new(cri::ImageFsInfoRequest {})).await.unwrap().into_inner();
+    let place = |found: &[cri::FilesystemUsage]| found[0].fs_id.clone().unwrap().mountpoint;
+    assert_eq!(place(&usage.image_filesystems), place(&usage.container_filesystems));
 }
 
 #[tokio::test]
