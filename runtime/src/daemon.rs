@@ -34,6 +34,8 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// Serves until SIGTERM or SIGINT.
 pub fn main(config: Config) -> anyhow::Result<ExitCode> {
     logging::start(&config.log)?;
+    #[cfg(feature = "failpoints")]
+    nacelle_sandbox::set_failpoints();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the async runtime")?;
     runtime.block_on(serve(config))?;
@@ -61,15 +63,13 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         async || Manager::open(config.manager(program.clone())).await,
     )
     .await?;
-    manager.prepare_template();
-    manager.collect_network_garbage();
     let streaming = Server::bind(config.streaming.options(config.timeout_scale)).await?;
     let door = streaming.door();
     let listener = listen(&config.socket)?;
     let handlers = config.handlers.iter().map(|name| Handler { name: name.clone() }).collect();
     let version = env!("CARGO_PKG_VERSION").to_owned();
     tokio::spawn(streaming.serve(Arc::new(Pods::new(manager.clone()))));
-    let events = manager.clone();
+    let (events, manager_to_recover) = (manager.clone(), manager.clone());
     let images = Images::new(store.clone(), manager.clone(), &config.images.pinned);
     let runtime = Runtime::new(manager, store, handlers, version.clone(), health(&config), door)
         .with_unset_seccomp(config.unset_seccomp.into())
@@ -79,6 +79,13 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         .add_service(RuntimeServiceServer::new(runtime).max_decoding_message_size(MESSAGE_LIMIT))
         .add_service(ImageServiceServer::new(images).max_decoding_message_size(MESSAGE_LIMIT));
     notify::ready();
+    // Only now: what takes long, or does not work, keeps nobody from asking.
+    let recovering = manager_to_recover;
+    tokio::spawn(async move {
+        recovering.prepare_template();
+        recovering.recover().await;
+        recovering.collect_network_garbage();
+    });
     let (farewell, begun) = tokio::sync::oneshot::channel();
     let stop = async move {
         tokio::select! {

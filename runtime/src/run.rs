@@ -93,6 +93,7 @@ async fn sweep(config: &Config, base: &Path) {
         let Ok(program) = program() else { return };
         // Fails while its owner lives: the directory is locked.
         let Ok(manager) = Manager::open(own.manager(program)).await else { continue };
+        manager.recover().await;
         let mut clean = true;
         for sandbox in manager.sandboxes() {
             clean &= manager.remove_sandbox(&sandbox.id).await.is_ok();

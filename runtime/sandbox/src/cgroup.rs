@@ -195,7 +195,12 @@ impl Cgroup {
     }
 
     /// Kills what is in it and removes it. Nothing happens if it does not exist.
-    pub fn remove(&self) -> Result<()> {
+    pub async fn remove(&self) -> Result<()> {
+        let cgroup = self.clone();
+        tokio::task::spawn_blocking(move || cgroup.remove_now()).await.map_err(|e| Error::Internal(e.to_string()))?
+    }
+
+    fn remove_now(&self) -> Result<()> {
         let _ = fs::write(self.path.join("cgroup.kill"), "1");
         // Killed processes leave the cgroup when they are reaped, which their pidfds tell
         // nobody here: a busy cgroup is tried again for a little while.

@@ -1,28 +1,27 @@
-//! One container: its state, and the tasks that follow its process.
+//! One container: its state and its record.
+
+mod follow;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
-use nacelle_proto::agent::v1 as api;
-use nacelle_proto::stdio::Stream;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 
-use crate::agent::{self, Agent};
 use crate::clock;
 use crate::live::Live;
-use crate::log::{Location, LogFile, Sink, pump};
+use crate::log::{Location, LogFile};
 use crate::model::{ContainerState, ContainerStatus, ExitInfo, ExitReason};
-use crate::record::{self, ContainerRecord};
+use crate::record::{ContainerRecord, Stored, Unusable};
 use crate::stdin::Stdin;
-use crate::vm::{End, Vm};
+use crate::vm::End;
 use crate::{Error, Result};
+
+pub use follow::Followed;
 
 /// Exit code of a container whose guest went away under it: its processes were killed.
 const KILLED: i32 = 137;
-/// Pause before the agent is asked again after a broken connection.
-const RETRY: Duration = Duration::from_millis(200);
 
 /// Told of every new state of a container, by its id.
 pub struct Watcher(Box<Watch>);
@@ -47,14 +46,18 @@ impl std::fmt::Debug for Watcher {
 pub struct Container {
     /// Its id.
     pub id: String,
-    /// Where its record is.
-    path: PathBuf,
-    record: Mutex<ContainerRecord>,
+    record: Arc<Stored<ContainerRecord>>,
+    /// Why its record is left as it is, if it cannot be used.
+    kept: Option<Unusable>,
     state: watch::Sender<ContainerState>,
     /// Told of every new state.
     watcher: OnceLock<Watcher>,
     /// Its log, while its process runs.
     log: Mutex<Option<Arc<LogFile>>>,
+    /// Whether its process is followed.
+    followed: AtomicBool,
+    /// Since when it has been asked to start and nobody knows whether it did.
+    unsettled: Mutex<Option<Instant>>,
     /// Its standard input.
     pub stdin: Arc<Stdin>,
     /// Its standard output, or its terminal's.
@@ -64,51 +67,74 @@ pub struct Container {
 }
 
 impl Container {
-    /// A container as its record says, which is written now.
-    pub fn create(path: PathBuf, record: ContainerRecord) -> Result<Arc<Self>> {
-        record::write(&path, &record)?;
-        Ok(Self::restore(path, record))
+    /// A container as its record says, which is not on disk yet: see [`Container::save`].
+    pub fn create(path: PathBuf, record: ContainerRecord) -> Arc<Self> {
+        Self::with(Stored::new(path, record), None)
     }
 
     /// A container as its record on disk says.
     pub fn restore(path: PathBuf, record: ContainerRecord) -> Arc<Self> {
-        let state = watch::Sender::new(record.state);
+        Self::with(Stored::read(path, record), None)
+    }
+
+    /// What is known of a container whose record cannot be used.
+    pub fn kept(path: PathBuf, sketch: ContainerRecord, why: Unusable) -> Arc<Self> {
+        Self::with(Stored::kept(path, sketch), Some(why))
+    }
+
+    fn with(record: Stored<ContainerRecord>, kept: Option<Unusable>) -> Arc<Self> {
+        let (id, state) = (record.lock().id.clone(), record.lock().state);
         Arc::new(Self {
-            id: record.id.clone(),
-            path,
-            record: Mutex::new(record),
-            state,
+            id,
+            record: Arc::new(record),
+            kept,
+            state: watch::Sender::new(state),
             watcher: OnceLock::new(),
             log: Mutex::default(),
+            followed: AtomicBool::new(false),
+            unsettled: Mutex::default(),
             stdin: Arc::default(),
             stdout: Arc::default(),
             stderr: Arc::default(),
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, ContainerRecord> {
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A copy of its record.
     pub fn record(&self) -> ContainerRecord {
-        self.lock().clone()
+        self.record.get()
     }
 
     /// Where it is in its life.
     pub fn state(&self) -> ContainerState {
-        self.lock().state
+        match self.record.lock().state {
+            ContainerState::Created if self.is_unsettled() => ContainerState::Unknown,
+            state => state,
+        }
+    }
+
+    /// Why its record is left as it is, if it cannot be used.
+    pub fn why_kept(&self) -> Option<&Unusable> {
+        self.kept.as_ref()
+    }
+
+    /// Refuses what would change a container whose record is another version's.
+    pub fn changeable(&self) -> Result<()> {
+        match &self.kept {
+            None => Ok(()),
+            Some(why) => Err(Error::Kept { thing: format!("container {}", self.id), reason: why.to_string() }),
+        }
     }
 
     /// It as it is, for those who ask.
     pub fn status(&self) -> ContainerStatus {
+        let state = self.state();
         let record = self.record();
         ContainerStatus {
             id: record.id,
             sandbox_id: record.sandbox_id,
             config: record.config,
             image_id: record.image_id,
-            state: record.state,
+            state,
             created_at: record.created_at,
             started_at: record.started_at,
             exit: record.exit,
@@ -123,31 +149,50 @@ impl Container {
         let _ = self.watcher.set(watcher);
     }
 
-    /// Changes the record, writes it, then shows the new state.
-    pub fn update(&self, change: impl FnOnce(&mut ContainerRecord)) -> Result<()> {
-        let (before, state, result) = {
-            let mut record = self.lock();
-            let before = record.state;
-            change(&mut record);
-            (before, record.state, record::write(&self.path, &*record))
-        };
+    /// Changes the record and shows the new state; [`Container::save`] brings it to the disk.
+    pub fn change(&self, change: impl FnOnce(&mut ContainerRecord)) {
+        let before = self.state();
+        self.record.change(change);
+        self.show(before);
+    }
+
+    fn show(&self, before: ContainerState) {
+        let state = self.state();
         self.state.send_replace(state);
         if let Some(Watcher(watch)) = self.watcher.get().filter(|_| before != state) {
             watch(&self.id, state);
         }
-        result
+    }
+
+    /// Changes the record, and waits until it is on disk.
+    ///
+    /// # Errors
+    /// The disk does not take it. It is changed all the same, and [`Container::save`] may be tried again.
+    pub async fn update(&self, change: impl FnOnce(&mut ContainerRecord)) -> Result<()> {
+        self.change(change);
+        self.save().await
+    }
+
+    /// Writes the record, if it was changed.
+    ///
+    /// # Errors
+    /// The disk does not take it.
+    pub async fn save(&self) -> Result<()> {
+        let record = self.record.clone();
+        tokio::task::spawn_blocking(move || record.save()).await.map_err(|e| Error::Internal(e.to_string()))?
     }
 
     /// Removes the record.
-    pub fn forget(&self) -> Result<()> {
-        match std::fs::remove_file(&self.path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", &self.path)(error)),
-            _ => Ok(()),
-        }
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub async fn forget(&self) -> Result<()> {
+        let record = self.record.clone();
+        tokio::task::spawn_blocking(move || record.remove()).await.map_err(|e| Error::Internal(e.to_string()))?
     }
 
     /// Refuses unless the container is in `wanted`.
-    pub fn expect(&self, wanted: ContainerState, action: &'static str) -> Result<()> {
+    pub fn require(&self, wanted: ContainerState, action: &'static str) -> Result<()> {
         let state = self.state();
         if state == wanted {
             return Ok(());
@@ -156,13 +201,34 @@ impl Container {
         Err(Error::State { thing: format!("container {}", self.id), state, action })
     }
 
+    /// Whether it was asked to start, and nobody knows whether it did.
+    pub fn is_unsettled(&self) -> bool {
+        self.unsettled_for().is_some()
+    }
+
+    /// For how long that has been so.
+    pub fn unsettled_for(&self) -> Option<Duration> {
+        self.unsettled.lock().unwrap_or_else(PoisonError::into_inner).map(|since| since.elapsed())
+    }
+
+    /// Says whether somebody knows if it started.
+    pub fn set_unsettled(&self, unsettled: bool) {
+        let before = self.state();
+        *self.unsettled.lock().unwrap_or_else(PoisonError::into_inner) = unsettled.then(Instant::now);
+        self.show(before);
+    }
+
     /// Waits until it has ended (or never started and never will).
     pub async fn wait_exited(&self) {
         let mut state = self.state.subscribe();
         let _ = state.wait_for(|state| *state == ContainerState::Exited).await;
     }
 
-    /// Opens the log, so that it exists before the process does. Blocks. After a failure it can be tried again.
+    /// Opens the log, so that it exists before the process does, and has its place on record before its first line.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// The log, or the record, cannot be written.
     pub fn open_log(&self) -> Result<Option<Arc<LogFile>>> {
         let record = self.record();
         if record.log_path.is_empty() {
@@ -171,65 +237,40 @@ impl Container {
         let location = Location::new(record.log_path.as_ref(), record.config.log_path.as_ref())?;
         let (log, place) = LogFile::open(location, record.log)?;
         if record.log != Some(place) {
-            self.update(|record| record.log = Some(place))?;
+            self.change(|record| record.log = Some(place));
+            self.record.save()?;
         }
         Ok(Some(Arc::new(log)))
     }
 
     /// Goes on in a new log file, which exists when this returns. Blocks.
+    ///
+    /// # Errors
+    /// The container does not run, or the file cannot be made.
     pub fn reopen_log(&self) -> Result<()> {
-        self.expect(ContainerState::Running, "reopen its log")?;
+        self.require(ContainerState::Running, "reopen its log")?;
         let log = self.log.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match log {
-            Some(log) => log.reopen(|place| self.update(|record| record.log = Some(place))),
+            Some(log) => log.reopen(|place| {
+                self.change(|record| record.log = Some(place));
+                self.record.save()
+            }),
             None => Ok(()),
         }
     }
 
-    /// Follows the running process: carries its output into the log and records its end.
-    /// The end becomes visible only after the output is complete.
-    pub fn follow(self: &Arc<Self>, agent: Agent, vm: Arc<Vm>, log: Option<Arc<LogFile>>, drain: Duration) {
-        *self.log.lock().unwrap_or_else(PoisonError::into_inner) = log.clone();
-        let container = self.clone();
-        let mut streams = vec![(Stream::Stdout, self.stdout.clone())];
-        match self.lock().config.tty {
-            true => self.stderr.end(),
-            false => streams.push((Stream::Stderr, self.stderr.clone())),
-        }
-        let mut pumps = JoinSet::new();
-        for (stream, live) in streams {
-            let sink = Sink { log: log.clone(), live };
-            pumps.spawn(pump(agent.clone(), vm.clone(), self.id.clone(), stream, sink));
-        }
-        tokio::spawn(async move {
-            let exit = wait(&container.id, &agent, &vm).await;
-            let drained = async { while pumps.join_next().await.is_some() {} };
-            if tokio::time::timeout(drain, drained).await.is_err() {
-                tracing::warn!(
-                    container = container.id,
-                    "output still open after the process ended: no longer waited for"
-                );
-            }
-            container.stdout.end();
-            container.stderr.end();
-            container.exited(exit);
-        });
-    }
-
     /// Records the end, unless one is recorded already.
     pub fn exited(&self, exit: ExitInfo) {
-        if self.state() == ContainerState::Exited {
+        if self.record.lock().state == ContainerState::Exited {
             return;
         }
-        let result = self.update(|record| {
-            // The guest's clock may be a little behind the host's.
-            let finished_at = exit.finished_at.max(record.started_at);
+        *self.unsettled.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.change(|record| {
+            // The guest's clock may be a little off the host's.
+            let finished_at = exit.finished_at.min(clock::now()).max(record.started_at);
             record.state = ContainerState::Exited;
             record.exit = Some(ExitInfo { finished_at, ..exit });
         });
-        if let Err(error) = result {
-            tracing::error!(container = self.id, %error, "end of container not recorded on disk");
-        }
     }
 
     /// The guest has gone: what had not ended has now.
@@ -241,62 +282,8 @@ impl Container {
 fn gone(end: &End) -> ExitInfo {
     ExitInfo {
         code: KILLED,
-        reason: if end.out_of_memory { "OOMKilled" } else { "SandboxDied" }.into(),
+        reason: if end.out_of_memory { ExitReason::OomKilled } else { ExitReason::SandboxDied },
         message: format!("the guest of the pod ended: {end}"),
         finished_at: clock::now(),
-    }
-}
-
-/// Asks the agent until it knows the end, or the guest is gone.
-async fn wait(id: &str, agent: &Agent, vm: &Vm) -> ExitInfo {
-    loop {
-        let mut client = agent.client();
-        let request = api::WaitRequest { container_id: id.into(), exec_id: String::new() };
-        tokio::select! {
-            answer = client.wait(request) => match answer {
-                Ok(answer) => return exit_info(&answer.into_inner()),
-                Err(status) => {
-                    if vm.exit().borrow().is_none() {
-                        tracing::warn!(container = id, error = %agent::error("wait", &status), "asking the agent again");
-                    }
-                }
-            },
-            end = vm.wait_exit() => return gone(&end),
-        }
-        tokio::select! {
-            end = vm.wait_exit() => return gone(&end),
-            () = tokio::time::sleep(RETRY) => {}
-        }
-    }
-}
-
-/// The agent's answer in our words.
-fn exit_info(answer: &api::WaitResponse) -> ExitInfo {
-    // The agent tells whether the kernel killed any process of the container for want of memory.
-    // Its first one was that process only if it was killed at all.
-    let reason = match (answer.exit_code, answer.oom_killed) {
-        (0, _) => ExitReason::Completed,
-        (KILLED, true) => ExitReason::OomKilled,
-        _ => ExitReason::Error,
-    };
-    let finished_at = if answer.finished_at > 0 { answer.finished_at } else { clock::now() };
-    ExitInfo { code: answer.exit_code, reason, message: String::new(), finished_at }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_container_is_out_of_memory_only_if_its_first_process_was_killed() {
-        let reason = |exit_code, oom_killed| {
-            exit_info(&api::WaitResponse { exit_code, oom_killed, ..api::WaitResponse::default() }).reason
-        };
-        assert_eq!(reason(0, false), ExitReason::Completed);
-        assert_eq!(reason(0, true), ExitReason::Completed, "it got over the end of one of its children");
-        assert_eq!(reason(137, true), ExitReason::OomKilled);
-        assert_eq!(reason(137, false), ExitReason::Error, "somebody killed it");
-        assert_eq!(reason(1, true), ExitReason::Error, "it ended by itself, if because of a child");
-        assert_eq!(reason(143, true), ExitReason::Error);
     }
 }

@@ -106,6 +106,25 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// The pod is listed as its record says, and not taken over yet.
+    #[error("sandbox {id} is not taken over yet, which is tried again: {reason}")]
+    NotAdopted {
+        /// Sandbox id.
+        id: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The pod's or container's record cannot be used by this version: it is kept as it is.
+    #[error("{thing} is kept as it is: {reason}")]
+    Kept {
+        /// What was addressed.
+        thing: String,
+        /// Why.
+        reason: String,
+    },
+    /// The operation was given up because the pod was asked to end.
+    #[error("the pod is being stopped")]
+    Overtaken,
     /// Something took too long.
     #[error("{action} took longer than {limit:?}")]
     Deadline {
@@ -197,7 +216,10 @@ impl Error {
             Self::SandboxNotFound(_) | Self::ContainerNotFound(_) => ErrorKind::NotFound,
             Self::NameTaken { .. } => ErrorKind::Exists,
             Self::AmbiguousId(_) | Self::Invalid(_) | Self::Command(_) => ErrorKind::Invalid,
-            Self::State { .. } | Self::GuestGone { .. } | Self::Locked { .. } => ErrorKind::State,
+            Self::State { .. } | Self::GuestGone { .. } | Self::Locked { .. } | Self::Kept { .. } | Self::Overtaken => {
+                ErrorKind::State
+            }
+            Self::NotAdopted { .. } => ErrorKind::Unreachable,
             Self::Exhausted(_) => ErrorKind::Exhausted,
             Self::Deadline { .. } | Self::TimedOut(_) => ErrorKind::Timeout,
             Self::Agent { kind, .. } => match kind {
@@ -229,12 +251,12 @@ impl Error {
     }
 
     /// As an error of a file operation, of the same kind and with its whole message.
-    pub(crate) fn into_io(self) -> std::io::Error {
+    pub(crate) fn into_io(self) -> io::Error {
         let kind = match &self {
             Self::Io { source, .. } => source.kind(),
-            _ => std::io::ErrorKind::Other,
+            _ => io::ErrorKind::Other,
         };
-        std::io::Error::new(kind, self)
+        io::Error::new(kind, self)
     }
 }
 

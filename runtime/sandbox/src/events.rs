@@ -134,6 +134,8 @@ mod tests {
             message: String::new(),
             size: None,
             silent_since: None,
+            not_adopted: None,
+            versions: crate::record::Versions::default(),
         };
         (status, Vec::new())
     }

@@ -1,5 +1,6 @@
 //! Further processes in a container, and ExecSync: one whose output is collected.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use nacelle_proto::agent::v1 as api;
@@ -10,6 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use crate::agent::{self, Agent, Reach};
+use crate::id::random_hex;
 use crate::{AgentFailure, Error, ErrorKind, Result};
 
 /// Most output that is kept of both streams together, in bytes; the rest is read and dropped.
@@ -191,20 +193,26 @@ async fn collect(exec: &Exec, stream: Stream) -> Result<Collected> {
     }
 }
 
-/// An id for an exec.
+/// An id for an exec: of this daemon's, see [`is_own`].
 pub fn new_id() -> Result<String> {
-    random_hex::<8>()
+    Ok(format!("{}{}", own()?, random_hex::<8>()?))
 }
 
-/// Hexadecimal digits of `N` random bytes.
-pub fn random_hex<const N: usize>() -> Result<String> {
-    let mut bytes = [0; N];
-    let mut filled = 0;
-    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        filled += rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty())
-            .map_err(|e| Error::Internal(format!("no random numbers: {e}")))?;
+/// Whether this daemon asked for the exec of this id, and no earlier one.
+pub fn is_own(id: &str) -> bool {
+    own().is_ok_and(|own| id.starts_with(own))
+}
+
+/// What the ids of this daemon's execs begin with.
+fn own() -> Result<&'static str> {
+    static OWN: OnceLock<String> = OnceLock::new();
+    match OWN.get() {
+        Some(own) => Ok(own),
+        None => {
+            let drawn = random_hex::<4>()?;
+            Ok(OWN.get_or_init(|| drawn))
+        }
     }
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 #[cfg(test)]

@@ -110,6 +110,11 @@ impl PodPaths {
         self.run.join("vmm.log")
     }
 
+    /// The VMM's process, written by itself.
+    pub fn vmm_process(&self) -> PathBuf {
+        self.run.join("vmm.pid")
+    }
+
     /// Socket to the guest's vsock ports.
     pub fn vsock(&self) -> PathBuf {
         self.run.join("vsock")

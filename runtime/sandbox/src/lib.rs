@@ -21,6 +21,8 @@ mod container;
 mod error;
 mod events;
 mod exec;
+mod failpoint;
+mod id;
 mod layout;
 mod live;
 mod log;
@@ -28,6 +30,7 @@ mod manager;
 mod model;
 mod queue;
 mod record;
+mod recovery;
 mod sandbox;
 mod scratch;
 mod session;
@@ -36,7 +39,6 @@ mod sizing;
 mod spec;
 mod stats;
 mod stdin;
-mod sweep;
 mod templates;
 mod user_namespace;
 mod vm;
@@ -47,6 +49,8 @@ pub use config::{GuestConfig, ManagerConfig};
 pub use error::{AgentFailure, Error, ErrorKind};
 pub use events::{Event, EventKind, EventStream, Missed};
 pub use exec::{EXEC_OUTPUT_LIMIT, ExecOutput};
+#[cfg(feature = "failpoints")]
+pub use failpoint::setup as set_failpoints;
 pub use live::{LiveOutput, Overrun};
 pub use manager::Manager;
 pub use model::{
@@ -60,6 +64,7 @@ pub use nacelle_proto::agent::v1::{
     ContainerUsage, CpuUsage, DeviceUsage, FilesystemUsage, GroupUsage, HugePageUsage, InterfaceUsage, IoUsage,
     LayerUsage, MemoryUsage, PidsUsage, Pressure, ProcessUsage, Stall, TrafficUsage,
 };
+pub use record::Versions;
 pub use session::{AttachedTerminal, Attachment, ExecConfig, ExecInput, ExecOutputStream, ExecProcess, ExecSession};
 pub use sizing::GuestSize;
 pub use stats::{ContainerStats, DiskUsage, SandboxStats};

@@ -1,8 +1,11 @@
 //! All pods of the host: finds them by id, keeps names unique, passes operations on.
 
+mod recover;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::future::Future;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,18 +17,18 @@ use tokio::sync::oneshot;
 use crate::clock;
 use crate::container::Container;
 use crate::events::{EventStream, Events};
-use crate::exec::{self, ExecOutput, random_hex};
+use crate::exec::{self, ExecOutput};
 use crate::layout::Layout;
 use crate::model::{
     ContainerConfig, ContainerImages, ContainerState, ContainerStatus, Resources, SandboxConfig, SandboxState,
     SandboxStatus,
 };
-use crate::record::SandboxRecord;
-use crate::sandbox::Sandbox;
+use crate::record::{SandboxRecord, Versions};
+use crate::sandbox::{Means, Sandbox};
 use crate::sizing::GuestSize;
 use crate::spec::ImageDefaults;
 use crate::templates::Templates;
-use crate::{Error, ManagerConfig, Result, scratch, signal, sweep, user_namespace};
+use crate::{Error, ManagerConfig, Result, id, recovery, signal, user_namespace};
 
 /// The way in. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -36,11 +39,11 @@ pub struct Manager {
 #[derive(Debug)]
 struct Shared {
     config: Arc<ManagerConfig>,
-    templates: Templates,
-    network: Network,
+    means: Means,
     layout: Layout,
-    events: Events,
     index: Mutex<Index>,
+    /// Ids of pods that nobody owns, and templates that were being made, until they are removed.
+    unowned: Mutex<(Vec<String>, Vec<String>)>,
     // Held for the life of the daemon.
     _lock: File,
 }
@@ -55,58 +58,61 @@ struct Index {
 }
 
 impl Manager {
-    /// Takes the directories over: adopts what runs, removes what nobody owns.
+    /// Takes the directories over, and knows from then on what is on record. Nothing is done about it yet:
+    /// [`Manager::recover`].
     ///
     /// # Errors
-    /// Another daemon owns them, they cannot be used, or a scratch disk cannot be made.
+    /// Another daemon owns them, or they cannot be used.
     pub async fn open(config: ManagerConfig) -> Result<Self> {
         let layout = Layout::new(&config.root, &config.run)?;
         for directory in [layout.pods_root(), layout.pods_run()] {
             std::fs::create_dir_all(&directory).map_err(Error::io("create directory", &directory))?;
         }
         let lock = lock(&layout.lock())?;
-        let (templates, mib) = (config.root.join("templates"), config.guest.scratch_mib);
-        tokio::task::spawn_blocking(move || scratch::template(&templates, mib))
-            .await
-            .map_err(|e| Error::Internal(e.to_string()))??;
         let config = Arc::new(config);
         let templates = Templates::open(config.clone(), layout.clone());
         let network = Network::new(config.network.clone(), config.root.join("networks"), config.timeout_scale);
         let events = Events::default();
-        let shared = Shared {
-            config: config.clone(),
-            templates: templates.clone(),
-            network: network.clone(),
-            layout: layout.clone(),
-            events: events.clone(),
-            index: Mutex::default(),
-            _lock: lock,
-        };
+        let means = Means { templates, network, events };
+        let (looking, places) = (means.clone(), layout.clone());
+        let found = tokio::task::spawn_blocking(move || {
+            // Sandboxes have tasks of their own.
+            recovery::look(&looking, &places)
+        });
+        let found = found.await.map_err(|e| Error::Internal(e.to_string()))??;
+        let shared = Shared { config, means, layout, index: Mutex::default(), unowned: Mutex::default(), _lock: lock };
         let manager = Self { shared: Arc::new(shared) };
-        for sandbox in sweep::restore(&templates, &network, &events, &layout).await? {
-            let mut index = manager.index();
-            let status = sandbox.status();
-            index.names.insert(sandbox_name(&status.config), sandbox.id.clone());
-            for container in sandbox.containers() {
-                let status = container.status();
-                index.names.insert(container_name(&sandbox.id, &status.config), container.id.clone());
-                index.containers.insert(container.id.clone(), sandbox.id.clone());
-            }
-            index.sandboxes.insert(sandbox.id.clone(), sandbox);
+        for sandbox in found.sandboxes {
+            manager.enter(sandbox);
         }
+        *manager.shared.unowned.lock().unwrap_or_else(PoisonError::into_inner) = (found.unowned, found.templates);
         Ok(manager)
+    }
+
+    /// Enters a pod that is on record, with its containers and their names.
+    pub(crate) fn enter(&self, sandbox: Arc<Sandbox>) {
+        let mut index = self.index();
+        let status = sandbox.status();
+        index.names.entry(sandbox_name(&status.config)).or_insert_with(|| sandbox.id.clone());
+        for container in sandbox.containers() {
+            let status = container.status();
+            let name = container_name(&sandbox.id, &status.config);
+            index.names.entry(name).or_insert_with(|| container.id.clone());
+            index.containers.insert(container.id.clone(), sandbox.id.clone());
+        }
+        index.sandboxes.insert(sandbox.id.clone(), sandbox);
     }
 
     /// Makes sure that pods without limits have a guest to be cloned from. Returns at once:
     /// until there is one, they wait for it.
     pub fn prepare_template(&self) {
-        self.shared.templates.prepare(GuestSize::without_limits(&self.shared.config.guest));
+        self.shared.means.templates.prepare(GuestSize::without_limits(&self.shared.config.guest));
     }
 
     /// Lets network plugins give back what they keep for pods that are gone. Returns at once:
     /// pods that join a network meanwhile wait for it.
     pub fn collect_network_garbage(&self) {
-        let (network, layout) = (self.shared.network.clone(), self.shared.layout.clone());
+        let (network, layout) = (self.shared.means.network.clone(), self.shared.layout.clone());
         tokio::spawn(async move {
             if let Err(error) = network.collect_garbage(move || layout.networks()).await {
                 tracing::warn!(%error, "network plugins may keep what no pod has");
@@ -117,7 +123,7 @@ impl Manager {
     /// The networks that pods join.
     #[must_use]
     pub fn network(&self) -> &Network {
-        &self.shared.network
+        &self.shared.means.network
     }
 
     fn index(&self) -> MutexGuard<'_, Index> {
@@ -129,7 +135,7 @@ impl Manager {
     /// # Errors
     /// The name is taken, the guest does not come up.
     pub async fn run_sandbox(&self, config: SandboxConfig) -> Result<String> {
-        let id = random_hex::<32>()?;
+        let id = id::new()?;
         let name = sandbox_name(&config);
         let record = SandboxRecord {
             id: id.clone(),
@@ -140,14 +146,14 @@ impl Manager {
             message: String::new(),
             ips: Vec::new(),
             size: None,
+            stopping: false,
+            versions: Versions::default(),
         };
         let sandbox = {
             let mut index = self.index();
             index.reserve(&name, &id)?;
             let paths = self.shared.layout.pod(&id);
-            let (templates, network, events) =
-                (self.shared.templates.clone(), self.shared.network.clone(), self.shared.events.clone());
-            let sandbox = Sandbox::new(templates, network, events, paths, record);
+            let sandbox = Sandbox::new(self.shared.means.clone(), paths, record);
             index.sandboxes.insert(id.clone(), sandbox.clone());
             sandbox
         };
@@ -155,8 +161,10 @@ impl Manager {
         self.to_the_end(
             async move {
                 let queue = sandbox.queue.clone();
-                let made = queue.run(async move { sandbox.start().await }).await;
-                if made.is_err() {
+                let starting = sandbox.clone();
+                let made = queue.run_to_end(async move { starting.start().await }).await;
+                // One that is left behind is listed, to be stopped.
+                if made.is_err() && sandbox.state() == SandboxState::Creating {
                     manager.forget_sandbox(&id);
                 }
                 made.map(|()| id)
@@ -194,7 +202,7 @@ impl Manager {
     pub async fn stop_sandbox(&self, id: &str) -> Result<()> {
         let Some(sandbox) = self.find_sandbox(id)? else { return Ok(()) };
         let queue = sandbox.queue.clone();
-        queue.run(async move { sandbox.stop().await }).await
+        queue.overtake(async move { sandbox.stop().await }).await
     }
 
     /// Removes a pod, stopping it if need be. Idempotent, also for ids that do not exist.
@@ -206,7 +214,7 @@ impl Manager {
         let queue = sandbox.queue.clone();
         let manager = self.clone();
         queue
-            .run(async move {
+            .overtake(async move {
                 sandbox.remove().await?;
                 manager.forget_sandbox(&sandbox.id);
                 sandbox.tell_gone();
@@ -252,12 +260,12 @@ impl Manager {
     /// What happens to pods and containers from now on.
     #[must_use]
     pub fn events(&self) -> EventStream {
-        self.shared.events.listen()
+        self.shared.means.events.listen()
     }
 
     /// Ends the streams of events, and those to come.
     pub fn end_events(&self) {
-        self.shared.events.end();
+        self.shared.means.events.end();
     }
 
     /// Makes a container and returns its id. If the caller goes away meanwhile, so does
@@ -272,7 +280,7 @@ impl Manager {
         images: impl Into<ContainerImages>,
     ) -> Result<String> {
         let images = images.into();
-        let sandbox = self.require_sandbox(sandbox_id)?;
+        let sandbox = self.changeable_sandbox(sandbox_id)?;
         if config.security.privileged && !sandbox.status().config.privileged {
             return Err(Error::Invalid(
                 "config.linux.security_context.privileged: the pod was not made for privileged containers: set \
@@ -287,7 +295,7 @@ impl Manager {
             (0, name) => signal::parse(name)?,
             (number, _) => number,
         };
-        let id = random_hex::<32>()?;
+        let id = id::new()?;
         let name = container_name(&sandbox.id, &config);
         {
             let mut index = self.index();
@@ -299,8 +307,9 @@ impl Manager {
             async move {
                 let queue = sandbox.queue.clone();
                 let new = id.clone();
+                let making = sandbox.clone();
                 let made = queue
-                    .run(async move { sandbox.create_container(new, config, images, defaults, stop_signal).await })
+                    .run(async move { making.create_container(new, config, images, defaults, stop_signal).await })
                     .await;
                 if made.is_err() {
                     manager.forget_container(&id);
@@ -329,9 +338,15 @@ impl Manager {
     /// The guest cannot deliver the signal.
     pub async fn stop_container(&self, id: &str, grace: Duration) -> Result<()> {
         let Some((sandbox, container)) = self.find_container(id)? else { return Ok(()) };
+        if container.is_unsettled() {
+            let (queue, settled) = (sandbox.queue.clone(), container.clone());
+            queue.run(async move { sandbox.kill_unsettled(&settled).await }).await?;
+            return self.wait_killed(&container).await;
+        }
         if container.state() != ContainerState::Running {
             return Ok(());
         }
+        sandbox.changeable()?;
         if !grace.is_zero() {
             match sandbox.signal(&container.id, container.record().stop_signal, false).await {
                 Ok(()) => {
@@ -347,10 +362,15 @@ impl Manager {
             }
         }
         sandbox.signal(&container.id, signal::KILL, true).await?;
+        self.wait_killed(&container).await
+    }
+
+    async fn wait_killed(&self, container: &Container) -> Result<()> {
         let limit = self.shared.config.call_deadline();
+        let action = || format!("the end of container {} after SIGKILL", container.id);
         tokio::time::timeout(limit, container.wait_exited())
             .await
-            .map_err(|_| Error::Deadline { action: format!("the end of container {id} after SIGKILL"), limit })
+            .map_err(|_| Error::Deadline { action: action(), limit })
     }
 
     /// Removes a container, killing it if it runs. Idempotent, also for ids that do not exist.
@@ -407,7 +427,7 @@ impl Manager {
     /// `limit`; then it is killed.
     pub async fn exec_sync(&self, id: &str, command: Vec<String>, limit: Option<Duration>) -> Result<ExecOutput> {
         let (sandbox, container) = self.require_container(id)?;
-        container.expect(ContainerState::Running, "run a command in it")?;
+        container.require(ContainerState::Running, "run a command in it")?;
         if command.is_empty() {
             return Err(Error::Invalid("the command is empty".into()));
         }
@@ -439,9 +459,9 @@ impl Manager {
     /// # Errors
     /// It is not ready, or its guest is not large enough.
     pub async fn update_sandbox(&self, id: &str, overhead: Resources, resources: Resources) -> Result<()> {
-        let sandbox = self.require_sandbox(id)?;
+        let sandbox = self.changeable_sandbox(id)?;
         let queue = sandbox.queue.clone();
-        queue.run(async move { sandbox.update_resources(overhead, resources) }).await
+        queue.run(async move { sandbox.update_resources(overhead, resources).await }).await
     }
 
     /// Whether the kubelet names cgroups by systemd's slices.
@@ -469,6 +489,13 @@ impl Manager {
         self.find_sandbox(id)?
             .filter(|sandbox| sandbox.state() != SandboxState::Creating)
             .ok_or_else(|| Error::SandboxNotFound(id.into()))
+    }
+
+    /// A pod that may be changed.
+    fn changeable_sandbox(&self, id: &str) -> Result<Arc<Sandbox>> {
+        let sandbox = self.require_sandbox(id)?;
+        sandbox.changeable()?;
+        Ok(sandbox)
     }
 
     fn find_container(&self, id: &str) -> Result<Option<(Arc<Sandbox>, Arc<Container>)>> {
@@ -541,6 +568,7 @@ fn lock(path: &Path) -> Result<File> {
         .write(true)
         .create(true)
         .truncate(false)
+        .mode(0o600)
         .open(path)
         .map_err(Error::io("open", path))?;
     if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
@@ -548,7 +576,10 @@ fn lock(path: &Path) -> Result<File> {
         let holder = holder.trim().parse::<u32>().map(|pid| format!(" (process {pid})")).unwrap_or_default();
         return Err(Error::Locked { path: path.into(), holder });
     }
-    std::fs::write(path, format!("{}\n", std::process::id())).map_err(Error::io("write", path))?;
+    // Only for messages: a full disk keeps no daemon from starting.
+    if let Err(error) = std::fs::write(path, format!("{}\n", std::process::id())) {
+        tracing::warn!(path = %path.display(), %error, "not written whose lock it is");
+    }
     Ok(file)
 }
 

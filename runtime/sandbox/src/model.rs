@@ -8,6 +8,7 @@ use nacelle_image::Image;
 use nacelle_network::PortMapping;
 use serde::{Deserialize, Serialize};
 
+use crate::record::Versions;
 use crate::sizing::GuestSize;
 
 /// A pod as asked for.
@@ -398,6 +399,10 @@ pub struct SandboxStatus {
     /// Since when its guest does not answer, in nanoseconds since the Unix epoch; none if it
     /// answered when it was last asked.
     pub silent_since: Option<i64>,
+    /// Why it is not taken over from the daemon before, while it is not: it is then as its record says.
+    pub not_adopted: Option<String>,
+    /// What drives its guest and what runs in it.
+    pub versions: Versions,
 }
 
 /// State of a container.

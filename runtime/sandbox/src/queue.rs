@@ -2,11 +2,16 @@
 //!
 //! An operation is a future handed to the pod's task. The caller waits for its result,
 //! but may go away: the operation runs on, so a cancelled call leaves nothing half made.
+//!
+//! The end of a pod overtakes: whatever is under way or waits is given up, since what it may
+//! hang on (a dead server's directory, a guest that does not answer) must not hold the pod's
+//! end up, and what it leaves half made ends with the pod.
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{Error, Result};
 
@@ -16,6 +21,8 @@ type Operation = Pin<Box<dyn Future<Output = ()> + Send>>;
 #[derive(Debug, Clone)]
 pub struct Queue {
     operations: mpsc::UnboundedSender<Operation>,
+    /// How often what is under way was to be given up.
+    overtaken: Arc<watch::Sender<u64>>,
 }
 
 impl Queue {
@@ -31,11 +38,39 @@ impl Queue {
                 }
             }
         });
-        Self { operations }
+        Self { operations, overtaken: Arc::new(watch::Sender::new(0)) }
     }
 
-    /// Runs `operation` when its turn comes and returns what it returns.
+    /// Runs `operation` when its turn comes and returns what it returns; given up, where it is, by
+    /// [`Queue::overtake`].
     pub async fn run<T, F>(&self, operation: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let mut overtaken = self.overtaken.subscribe();
+        self.run_to_end(async move {
+            tokio::select! {
+                biased;
+                _ = overtaken.changed() => Err(Error::Overtaken),
+                result = operation => result,
+            }
+        })
+        .await
+    }
+
+    /// Gives up what was handed in by [`Queue::run`] so far, and runs `operation` instead.
+    pub async fn overtake<T, F>(&self, operation: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        self.overtaken.send_modify(|times| *times += 1);
+        self.run_to_end(operation).await
+    }
+
+    /// Runs `operation` when its turn comes and returns what it returns. Nothing overtakes it.
+    pub async fn run_to_end<T, F>(&self, operation: F) -> Result<T>
     where
         T: Send + 'static,
         F: Future<Output = Result<T>> + Send + 'static,
@@ -106,5 +141,28 @@ mod tests {
         let result = queue.run::<(), _>(async { panic!("expected in this test") }).await;
         assert!(matches!(result, Err(Error::Internal(_))));
         assert!(matches!(queue.run(async { Ok(7) }).await, Ok(7)));
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_pod_waits_for_nothing_that_hangs() {
+        let queue = Queue::new();
+        let (started, wait_started) = oneshot::channel();
+        let hanging = queue.clone();
+        let hanging = tokio::spawn(async move {
+            hanging
+                .run::<(), _>(async move {
+                    let _ = started.send(());
+                    std::future::pending().await
+                })
+                .await
+        });
+        wait_started.await.unwrap();
+        let waiting = queue.clone();
+        let waiting = tokio::spawn(async move { waiting.run(async { Ok(1) }).await });
+        tokio::task::yield_now().await;
+        assert!(matches!(queue.overtake(async { Ok(2) }).await, Ok(2)));
+        assert!(matches!(hanging.await.unwrap(), Err(Error::Overtaken)));
+        assert!(matches!(waiting.await.unwrap(), Err(Error::Overtaken)));
+        assert!(matches!(queue.run(async { Ok(3) }).await, Ok(3)), "what comes later is not concerned");
     }
 }

@@ -2,12 +2,20 @@
 //! atomically at every change of state.
 //!
 //! A record survives a crash of any process. After a power failure no pod runs, so a
-//! record that was lost or damaged then costs nothing but its line in a listing; the
-//! sweep removes what it stood for.
+//! record that was lost or damaged then costs nothing but its line in a listing.
+//!
+//! What is read is checked as strictly as what is made ([`check`]): an id that is none, or a path that leads
+//! elsewhere, makes the record one that this program did not write. Why a record cannot be used decides what may be
+//! done with its pod: see [`Unusable`].
 
-use std::fs;
-use std::io::Write;
+mod check;
+mod sketch;
+mod stored;
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
 use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -18,8 +26,14 @@ use crate::model::{ContainerConfig, ContainerState, ExitInfo, Identity, SandboxC
 use crate::sizing::GuestSize;
 use crate::{Error, Result};
 
+pub use check::Check;
+pub use sketch::{sketch_container, sketch_sandbox};
+pub use stored::Stored;
+
 /// Version of the records; a change that old daemons cannot read raises it.
-const VERSION: u32 = 1;
+const VERSION: u64 = 1;
+/// The longest record that is read, in bytes. A request that becomes one has 16 MiB at most.
+const LIMIT: u64 = 32 << 20;
 
 /// A sandbox.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -42,15 +56,40 @@ pub struct SandboxRecord {
     /// How large its guest is, once that is decided.
     #[serde(default)]
     pub size: Option<GuestSize>,
+    /// Whether it was asked to end: then its end is none of its own.
+    #[serde(default)]
+    pub stopping: bool,
+    /// What drives its guest, and what runs in it.
+    #[serde(default)]
+    pub versions: Versions,
+}
+
+/// Who a pod consists of: each may be of another release than the daemon.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Versions {
+    /// Of its VMM; empty if it does not tell, as those before 0.2 do not.
+    pub vmm: String,
+    /// What the VMM knows beyond the first release.
+    pub vmm_features: Vec<String>,
+    /// Of its agent.
+    pub agent: String,
+    /// What the agent knows beyond the first release.
+    pub agent_features: Vec<String>,
+    /// The guest's kernel, as `uname -r` tells it.
+    pub kernel: String,
 }
 
 /// A process that cannot be mistaken for a later one with the same number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessId {
     /// Its number.
     pub pid: u32,
     /// When it started, in clock ticks since boot (proc(5), stat field 22).
     pub start_time: u64,
+    /// The boot of the host that it started in; empty on records of daemons that did not write it.
+    #[serde(default)]
+    pub boot_id: String,
 }
 
 /// A container.
@@ -89,87 +128,78 @@ pub struct ContainerRecord {
     pub user: Option<Identity>,
 }
 
+/// Why a record cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Unusable {
+    /// There is none.
+    #[error("there is no record")]
+    Absent,
+    /// It cannot be read now, which may be another matter later.
+    #[error("the record cannot be read now: {0}")]
+    Unreadable(io::Error),
+    /// It was never written to its end: nobody knows what it stood for.
+    #[error("the record is damaged ({0})")]
+    Torn(String),
+    /// Another version of this program wrote it, and knows what it means: it is left alone until that is back.
+    #[error("the record is not one that this version understands ({0}): run the nacelle that wrote it")]
+    Foreign(String),
+}
+
 #[derive(Serialize, Deserialize)]
 struct Versioned<T> {
-    version: u32,
+    version: u64,
     #[serde(flatten)]
     record: T,
 }
 
-/// Writes a record in place of the old one.
+/// Writes a record in place of the old one. Blocks.
 pub fn write<T: Serialize>(path: &Path, record: &T) -> Result<()> {
     let mut text = serde_json::to_vec_pretty(&Versioned { version: VERSION, record })
         .map_err(|e| Error::Record { path: path.into(), reason: e.to_string() })?;
     text.push(b'\n');
     let mut temporary: PathBuf = path.into();
     temporary.set_extension("json.new");
-    let mut file = fs::File::create(&temporary).map_err(Error::io("create", &temporary))?;
-    file.write_all(&text).map_err(Error::io("write", &temporary))?;
+    let mut file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
+    if let Err(error) = file.write_all(&text) {
+        // A full disk has no room for what nobody reads.
+        let _ = fs::remove_file(&temporary);
+        return Err(Error::io("write", &temporary)(error));
+    }
     fs::rename(&temporary, path).map_err(Error::io("replace", path))
 }
 
-/// Reads a record.
-pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = fs::read(path).map_err(Error::io("read", path))?;
-    let damaged = |reason: String| Error::Record { path: path.into(), reason };
-    let versioned: Versioned<serde_json::Value> = serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
-    if versioned.version != VERSION {
-        return Err(damaged(format!("version {} is not {VERSION}: use the nacelle that wrote it", versioned.version)));
+/// Reads the record of what has this id. Blocks.
+pub fn read<T: DeserializeOwned + Check>(path: &Path, id: &str) -> Result<T, Unusable> {
+    let value = value(path)?;
+    match value.get("version").and_then(serde_json::Value::as_u64) {
+        Some(VERSION) => {}
+        Some(other) => return Err(Unusable::Foreign(format!("its version is {other}, not {VERSION}"))),
+        None => return Err(Unusable::Torn("it has no version".into())),
     }
-    serde_json::from_value(versioned.record).map_err(|e| damaged(e.to_string()))
+    let Versioned { record, .. } =
+        serde_json::from_value::<Versioned<T>>(value).map_err(|error| Unusable::Foreign(error.to_string()))?;
+    record.check(id).map_err(Unusable::Foreign)?;
+    Ok(record)
+}
+
+/// What a record says, whoever wrote it.
+fn value(path: &Path) -> Result<serde_json::Value, Unusable> {
+    let open =
+        File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC).open(path);
+    let file = match open {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Unusable::Absent),
+        open => open.map_err(Unusable::Unreadable)?,
+    };
+    if !file.metadata().map_err(Unusable::Unreadable)?.is_file() {
+        return Err(Unusable::Foreign("it is no file".into()));
+    }
+    let mut text = Vec::new();
+    file.take(LIMIT + 1).read_to_end(&mut text).map_err(Unusable::Unreadable)?;
+    if text.len() as u64 > LIMIT {
+        return Err(Unusable::Foreign(format!("it is longer than {LIMIT} bytes")));
+    }
+    serde_json::from_slice(&text).map_err(|error| Unusable::Torn(error.to_string()))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn record() -> SandboxRecord {
-        SandboxRecord {
-            id: "ab".into(),
-            config: SandboxConfig { name: "web".into(), ..SandboxConfig::default() },
-            state: SandboxState::Ready,
-            created_at: 5,
-            vmm: Some(ProcessId { pid: 7, start_time: 9 }),
-            message: String::new(),
-            ips: vec![[10, 0, 0, 2].into()],
-            size: Some(GuestSize { memory_mib: 256, vcpus: 1 }),
-        }
-    }
-
-    #[test]
-    fn a_record_comes_back_as_written() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("sandbox.json");
-        write(&path, &record()).unwrap();
-        let back: SandboxRecord = read(&path).unwrap();
-        assert_eq!(back.config, record().config);
-        assert_eq!(back.vmm, record().vmm);
-    }
-
-    #[test]
-    fn what_was_written_before_there_were_user_namespaces_is_read() {
-        let mut old = serde_json::to_value(record()).unwrap();
-        old["config"].as_object_mut().unwrap().remove("user_namespace").unwrap();
-        let back: SandboxRecord = serde_json::from_value(old).unwrap();
-        assert_eq!((back.config.user_namespace, back.config.name.as_str()), (None, "web"));
-        let mut old = serde_json::to_value(ContainerConfig::default()).unwrap();
-        old["security"].as_object_mut().unwrap().remove("user_namespace").unwrap();
-        old["mounts"] = serde_json::json!([
-            {"container_path": "/data", "source": {"host": "/srv"}, "access": "write", "propagation": "private"}
-        ]);
-        let back: ContainerConfig = serde_json::from_value(old).unwrap();
-        assert_eq!((back.security.user_namespace, back.mounts[0].mapped), (None, None));
-    }
-
-    #[test]
-    fn damage_and_other_versions_are_named() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("sandbox.json");
-        fs::write(&path, b"{\"version\":1,\"id\":").unwrap();
-        let error = read::<SandboxRecord>(&path).unwrap_err().to_string();
-        assert!(error.contains("sandbox.json"), "{error}");
-        fs::write(&path, b"{\"version\":99,\"id\":\"x\"}").unwrap();
-        let error = read::<SandboxRecord>(&path).unwrap_err().to_string();
-        assert!(error.contains("version 99"), "{error}");
-    }
-}
+mod tests;

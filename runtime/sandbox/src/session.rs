@@ -151,7 +151,7 @@ impl Manager {
     /// The container does not run, or the command cannot be executed.
     pub async fn exec(&self, id: &str, config: ExecConfig) -> Result<ExecSession> {
         let (sandbox, container) = self.require_container(id)?;
-        container.expect(ContainerState::Running, "run a command in it")?;
+        container.require(ContainerState::Running, "run a command in it")?;
         let request = api::ExecRequest {
             container_id: container.id.clone(),
             exec_id: exec::new_id()?,
@@ -188,7 +188,7 @@ impl Manager {
     /// The container does not run.
     pub fn attach(&self, id: &str, stdin: bool) -> Result<Attachment> {
         let (sandbox, container) = self.require_container(id)?;
-        container.expect(ContainerState::Running, "attach to it")?;
+        container.require(ContainerState::Running, "attach to it")?;
         let config = container.record().config;
         let agent = sandbox.agent();
         let stdin = (stdin && config.stdin).then(|| container.stdin.attach(agent, &container.id, config.stdin_once));

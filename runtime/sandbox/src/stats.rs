@@ -123,7 +123,7 @@ impl Manager {
     /// There is none, or it does not run, or its guest does not answer.
     pub async fn container_stats(&self, id: &str) -> Result<(SandboxStats, ContainerStats)> {
         let (sandbox, container) = self.require_container(id)?;
-        container.expect(ContainerState::Running, "tell what it uses")?;
+        container.require(ContainerState::Running, "tell what it uses")?;
         let mut stats = sandbox.stats(false).await?;
         let place = stats.containers.iter().position(|found| found.status.id == container.id);
         // It ended while its guest was asked.

@@ -23,7 +23,7 @@ use rustix::fs::{FlockOperation, flock, statvfs};
 use tokio::sync::Mutex as Turn;
 
 use crate::agent::Agent;
-use crate::exec::random_hex;
+use crate::id;
 use crate::layout::{Layout, PodPaths};
 use crate::sizing::GuestSize;
 use crate::vm::Vm;
@@ -157,7 +157,7 @@ impl Templates {
         fs::create_dir_all(directory).map_err(Error::io("create directory", directory))?;
         check_space(directory, size)?;
         // Below the pods', where a sweep finds what is of no pod.
-        let id = format!("template-{}", random_hex::<8>()?);
+        let id = id::new_template()?;
         let paths = self.shared.layout.pod(&id);
         let work = Work { run: paths.run.clone(), saved: directory.join(format!("{name}.{id}.{UNFINISHED}")) };
         for path in [&work.run, &work.saved] {
@@ -182,7 +182,7 @@ impl Templates {
 
     async fn save(&self, id: &str, paths: &PodPaths, size: GuestSize, saved: &Path) -> Result<()> {
         let config = self.config();
-        let (vm, sign) = Vm::spawn(config, id, paths, size, Start::Template(files(saved)), None)?;
+        let (vm, sign) = Vm::spawn(config, id, paths, size, Start::Template(files(saved)), None).await?;
         let made = async {
             vm.ready(sign, config.boot_deadline()).await?;
             // What it takes to answer a call is in memory from then on.
@@ -192,7 +192,7 @@ impl Templates {
             vm.save().await
         };
         let made = made.await;
-        vm.kill().await;
+        vm.kill().await?;
         made
     }
 

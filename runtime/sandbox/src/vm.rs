@@ -4,30 +4,33 @@
 //! that a number reused by another process is never mistaken for it, and watched by a
 //! task that publishes its end.
 
+mod devices;
+mod process;
+mod words;
+
 use std::fs::{self, File};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nacelle_vmm::config::{MachineConfig, Start};
-use nacelle_vmm::control::{Access, Client, ClientError, Request, Response};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use nacelle_vmm::control::ClientError;
+use rustix::process::Signal;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 
 use crate::cgroup::Cgroup;
+use crate::failpoint::step;
 use crate::layout::PodPaths;
 use crate::record::ProcessId;
 use crate::sizing::GuestSize;
 use crate::{Error, ManagerConfig, Result};
 
-/// Lines of the guest's console that go into an error message.
-const CONSOLE_LINES: usize = 15;
+pub use devices::{Devices, Features, stop};
 
 /// How a VMM ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,12 +76,13 @@ pub struct Vm {
     pidfd: Arc<OwnedFd>,
     paths: PodPaths,
     call_deadline: Duration,
+    features: OnceCell<Features>,
     exit: watch::Receiver<Option<End>>,
 }
 
 impl Vm {
     /// Starts the VMM process in the pod's cgroup; [`Vm::ready`] waits for the guest.
-    pub fn spawn(
+    pub async fn spawn(
         config: &ManagerConfig,
         id: &str,
         paths: &PodPaths,
@@ -107,6 +111,7 @@ impl Vm {
         };
         let text = serde_json::to_vec(&machine).map_err(|e| Error::Internal(e.to_string()))?;
         fs::write(paths.vmm_config(), text).map_err(Error::io("write", paths.vmm_config()))?;
+        step!("vm.config");
         let log = File::create(paths.vmm_log()).map_err(Error::io("create", paths.vmm_log()))?;
         let mut command = Command::new(&config.program);
         command.arg("vmm").arg("--config").arg(paths.vmm_config());
@@ -120,48 +125,63 @@ impl Vm {
         if let Some(cgroup) = cgroup {
             cgroup.hold(&mut command)?;
         }
-        let pid = command.spawn().map_err(Error::io("start", &config.program))?.id();
-        let start_time = start_time(pid).ok_or_else(|| Error::Internal(format!("process {pid} has no stat")))?;
-        Self::attach(config, id, paths, cgroup.cloned(), ProcessId { pid, start_time })
+        let program = config.program.clone();
+        let spawned = tokio::task::spawn_blocking(move || command.spawn()).await;
+        let pid = spawned.map_err(|e| Error::Internal(e.to_string()))?.map_err(Error::io("start", program))?.id();
+        step!("vm.spawned");
+        // A child that nobody has waited for keeps its number, ended or not.
+        let process = ProcessId::of(pid)
+            .map_err(Error::io("look at", format!("/proc/{pid}")))?
+            .ok_or_else(|| Error::Internal(format!("process {pid} has no stat")))?;
+        Self::attach(config, id, paths, cgroup.cloned(), process)?
             .ok_or_else(|| Error::Internal(format!("process {pid} cannot be held")))
             .map(|vm| (vm, sign))
     }
 
-    /// Takes hold of the VMM of an earlier daemon, if it still runs.
+    /// Takes hold of a VMM that was started earlier. None if it has ended for certain.
+    ///
+    /// # Errors
+    /// It cannot be told whether it runs, or be watched (no descriptors). Nothing is wrong with it.
     pub fn attach(
         config: &ManagerConfig,
         id: &str,
         paths: &PodPaths,
         cgroup: Option<Cgroup>,
         process: ProcessId,
-    ) -> Option<Self> {
-        let pid = Pid::from_raw(i32::try_from(process.pid).ok()?)?;
-        let pidfd = Arc::new(rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK).ok()?);
-        // Only now is the number pinned: is it still the process of the record?
-        if start_time(process.pid)? != process.start_time {
-            return None;
-        }
+    ) -> Result<Option<Self>> {
+        let failed = || Error::io("take hold of the VMM by", format!("/proc/{}", process.pid));
+        let Some(pidfd) = process.hold().map_err(failed())?.map(Arc::new) else { return Ok(None) };
         let (ended, exit) = watch::channel(None);
         // SAFETY: the descriptor stays open and the same for as long as it is registered: the
         // AsyncFd holds a share of its only owner, which nobody can take it out of.
-        let watched = unsafe { AsyncFd::register(pidfd.clone()) }.ok()?;
-        let log = paths.vmm_log();
+        let watched = unsafe { AsyncFd::register(pidfd.clone()) }.map_err(|error| failed()(error.into()))?;
+        let run = paths.run.clone();
         tokio::spawn(async move {
             let _ = watched.readable().await;
-            let reason = exit_reason(watched.get_ref().as_fd(), &log);
-            let _ = ended.send(Some(End::new(&reason, cgroup.as_ref())));
+            let told = tokio::task::spawn_blocking(move || {
+                End::new(&words::exit_reason(watched.get_ref(), &run), cgroup.as_ref())
+            });
+            let end = told.await.unwrap_or_else(|_| End::new("its end was not observed", None));
+            let _ = ended.send(Some(end));
         });
-        Some(Self { id: id.into(), process, pidfd, paths: paths.clone(), call_deadline: config.call_deadline(), exit })
+        let call_deadline = config.call_deadline();
+        let features = OnceCell::new();
+        Ok(Some(Self { id: id.into(), process, pidfd, paths: paths.clone(), call_deadline, features, exit }))
     }
 
     /// The VMM's process.
-    pub fn process(&self) -> ProcessId {
-        self.process
+    pub fn process(&self) -> &ProcessId {
+        &self.process
     }
 
     /// Becomes `Some` when the VMM has ended.
     pub fn exit(&self) -> watch::Receiver<Option<End>> {
         self.exit.clone()
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        self.exit.borrow().is_some()
     }
 
     /// Waits for the end of the VMM.
@@ -176,13 +196,13 @@ impl Vm {
         let failed = |reason: String| Error::Boot { id: self.id.clone(), reason, console: self.console() };
         let seen = async {
             let Sign::Line(listener) = sign else {
-                let answer = self.call_within(deadline, "start the machine", Request::Status, Vec::new()).await;
-                if let Err(Error::Vmm { source: ClientError::Refused(_) | ClientError::Answer(_), .. }) | Ok(_) = answer
-                {
-                    return answer.map(drop);
+                // The first question waits until the machine runs; so it is one whose answer is of use.
+                match self.features.get_or_try_init(|| self.ask_features(deadline)).await {
+                    Ok(_) => return Ok(()),
+                    Err(error @ Error::Vmm { source: ClientError::Answer(_), .. }) => return Err(error),
+                    // It has ended, and what is said of its end says more.
+                    Err(_) => std::future::pending().await,
                 }
-                // It has ended, and what is said of its end says more.
-                std::future::pending().await
             };
             match announcement(&listener).await {
                 Ok(line) if line.starts_with("ready ") => {
@@ -204,97 +224,36 @@ impl Vm {
 
     /// The last lines of the guest's console as the tail of an error message.
     pub fn console(&self) -> String {
-        let lines = nacelle_vmm::console::tail(&self.paths.console(), CONSOLE_LINES).unwrap_or_default();
-        if lines.is_empty() {
-            return String::new();
-        }
-        lines.iter().fold("; last lines of its console:".to_owned(), |text, line| text + "\n  " + line)
-    }
-
-    /// Puts a disk on the guest's bus and returns its slot.
-    pub async fn add_disk(&self, read_only: bool, files: Vec<File>) -> Result<u8> {
-        match self.call("add a disk", Request::AddDisk { read_only, owner: String::new() }, files).await? {
-            Response::Device { slot } => Ok(slot),
-            other => Err(Error::Internal(format!("the VMM answered {other:?} to add a disk"))),
-        }
-    }
-
-    /// Puts a network interface on the guest's bus and returns its slot.
-    pub async fn add_net(&self, mac: [u8; 6], mtu: u16, tap: File) -> Result<u8> {
-        match self
-            .call("add a network interface", Request::AddNet { mac, mtu, owner: String::new() }, vec![tap])
-            .await?
-        {
-            Response::Device { slot } => Ok(slot),
-            other => Err(Error::Internal(format!("the VMM answered {other:?} to add a network interface"))),
-        }
-    }
-
-    /// Puts the device of volumes on the guest's bus, unless it is there, and returns its slot.
-    pub async fn add_fs(&self) -> Result<u8> {
-        match self.call("add the device of volumes", Request::AddFs, Vec::new()).await? {
-            Response::Device { slot } => Ok(slot),
-            other => Err(Error::Internal(format!("the VMM answered {other:?} to add the device of volumes"))),
-        }
-    }
-
-    /// Gives the guest a volume.
-    pub async fn add_volume(&self, name: String, access: Access, file: File) -> Result<()> {
-        self.call("add a volume", Request::AddVolume { name, access }, vec![file]).await.map(drop)
-    }
-
-    /// Takes a volume away. One that is not there is fine.
-    pub async fn remove_volume(&self, name: String) -> Result<()> {
-        self.call("remove a volume", Request::RemoveVolume { name }, Vec::new()).await.map(drop)
-    }
-
-    /// Saves the machine, a template, and waits until it has ended.
-    pub async fn save(&self) -> Result<()> {
-        self.call("save the machine", Request::Save, Vec::new()).await?;
-        self.wait_or_kill(self.call_deadline).await;
-        Ok(())
-    }
-
-    /// Takes a device off the guest's bus.
-    pub async fn remove_device(&self, slot: u8) -> Result<()> {
-        self.call("remove a device", Request::RemoveDevice { slot, owner: String::new() }, Vec::new()).await.map(drop)
-    }
-
-    async fn call(&self, action: &'static str, request: Request, files: Vec<File>) -> Result<Response> {
-        self.call_within(self.call_deadline, action, request, files).await
-    }
-
-    async fn call_within(
-        &self,
-        limit: Duration,
-        action: &'static str,
-        request: Request,
-        files: Vec<File>,
-    ) -> Result<Response> {
-        let path = self.paths.control();
-        let failed = move |source| Error::Vmm { action: action.to_owned(), source };
-        tokio::task::spawn_blocking(move || {
-            let mut client = Client::connect(&path, Instant::now()).map_err(failed)?;
-            let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
-            client.call(&request, &files, limit).map_err(failed)
-        })
-        .await
-        .map_err(|e| Error::Internal(e.to_string()))?
+        words::console(&self.paths.console())
     }
 
     /// Ends the VMM with SIGKILL and waits until it is gone.
-    pub async fn kill(&self) {
+    ///
+    /// # Errors
+    /// It does not go, for it waits in the host's kernel: for a disk or a server that does not answer.
+    pub async fn kill(&self) -> Result<()> {
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
-        self.wait_exit().await;
+        let gone = tokio::time::timeout(self.call_deadline, self.wait_exit()).await;
+        gone.map(drop).map_err(|_| Error::Deadline {
+            action: format!(
+                "the end of VMM process {} after SIGKILL (it waits in the host's kernel)",
+                self.process.pid
+            ),
+            limit: self.call_deadline,
+        })
     }
 
     /// Waits for the end of the guest for as long as `limit`, then kills.
-    pub async fn wait_or_kill(&self, limit: Duration) {
+    ///
+    /// # Errors
+    /// See [`Vm::kill`].
+    pub async fn wait_or_kill(&self, limit: Duration) -> Result<()> {
         let begun = Instant::now();
-        if tokio::time::timeout(limit, self.wait_exit()).await.is_err() {
-            tracing::warn!(sandbox = %self.id, waited = ?begun.elapsed(), "guest did not power off: killing its VMM");
-            self.kill().await;
+        if tokio::time::timeout(limit, self.wait_exit()).await.is_ok() {
+            return Ok(());
         }
+        tracing::warn!(sandbox = %self.id, waited = ?begun.elapsed(), "guest did not power off: killing its VMM");
+        self.kill().await
     }
 }
 
@@ -326,31 +285,6 @@ async fn ready_line(mut stream: UnixStream) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(line.get(..length).unwrap_or_default()).into_owned())
 }
 
-/// Why the process behind the pidfd ended; reaps it if it is our child.
-fn exit_reason(pidfd: std::os::fd::BorrowedFd<'_>, log: &Path) -> String {
-    let status = rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED).ok().flatten();
-    let words = match &status {
-        Some(status) => match (status.exit_status(), status.terminating_signal()) {
-            (Some(0), _) => "the guest powered off".to_owned(),
-            (Some(code), _) => format!("the VMM ended with exit code {code}"),
-            (_, Some(signal)) => format!("the VMM was killed by signal {signal}"),
-            _ => "the VMM ended".to_owned(),
-        },
-        None => "the VMM ended".to_owned(),
-    };
-    let said = fs::read(log).unwrap_or_default();
-    let said = String::from_utf8_lossy(said.get(said.len().saturating_sub(2048)..).unwrap_or_default());
-    let said: Vec<_> = said.lines().rev().take(3).map(str::trim).filter(|line| !line.is_empty()).collect();
-    if said.is_empty() { words } else { format!("{words}: {}", said.into_iter().rev().collect::<Vec<_>>().join("; ")) }
-}
-
-/// Field 22 of /proc/PID/stat.
-pub fn start_time(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The command name may contain anything, so count from its closing parenthesis.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -367,13 +301,5 @@ mod tests {
         };
         let (line, _) = tokio::join!(announcement(&listener), agent);
         assert_eq!(line.unwrap(), "ready 0.1.0\n");
-    }
-
-    #[test]
-    fn own_start_time_is_stable() {
-        let first = start_time(std::process::id()).unwrap();
-        assert!(first > 0);
-        assert_eq!(start_time(std::process::id()), Some(first));
-        assert_eq!(start_time(u32::MAX), None);
     }
 }

@@ -43,6 +43,11 @@ pub fn name(container: &str, index: usize) -> String {
     format!("{}.{index}", container.get(..NAME).unwrap_or(container))
 }
 
+/// Whether the volume of this name is the container's.
+pub fn is_of(volume: &str, container: &str) -> bool {
+    volume.strip_prefix(container.get(..NAME).unwrap_or(container)).is_some_and(|rest| rest.starts_with('.'))
+}
+
 /// Opens what `mounts[index]` of a container means. What does not exist becomes a directory,
 /// as with other runtimes. Blocks.
 pub fn open_host(index: usize, path: &Path, access: MountAccess, propagation: Propagation) -> Result<HostVolume> {

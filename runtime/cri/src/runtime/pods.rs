@@ -57,6 +57,8 @@ impl Runtime {
                 "guest": status.size,
                 "answers": status.silent_since.is_none(),
                 "silentSince": status.silent_since.map(clock::rfc3339_nanos),
+                "notAdopted": status.not_adopted,
+                "versions": status.versions,
             });
             info.insert("info".into(), state.to_string());
         }

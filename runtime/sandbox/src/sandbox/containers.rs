@@ -4,21 +4,24 @@ use std::sync::Arc;
 
 use nacelle_proto::agent::v1 as api;
 
-use super::volumes::{self, Volumes};
+use super::teardown::owner;
+use super::volumes::Volumes;
 use super::{NOT_STARTED, Sandbox, make_directory};
 use crate::clock;
 use crate::container::Container;
+use crate::failpoint::step;
 use crate::model::{
-    ContainerConfig, ContainerImages, ContainerState, ExitInfo, Identity, NamespaceMode, SandboxState, Security,
+    ContainerConfig, ContainerImages, ContainerState, ExitInfo, ExitReason, Identity, NamespaceMode, SandboxState,
+    Security,
 };
-use crate::record::ContainerRecord;
+use crate::record::{ContainerRecord, Unusable};
 use crate::vm::Vm;
-use crate::{Error, Result, signal, spec};
+use crate::{Error, ErrorKind, Result, signal, spec};
 
 impl Sandbox {
     /// Makes a container.
     pub async fn create_container(
-        &self,
+        self: &Arc<Self>,
         id: String,
         config: ContainerConfig,
         images: ContainerImages,
@@ -31,7 +34,7 @@ impl Sandbox {
         }
         let status = self.status();
         let pid_target = self.pid_target(&config.security)?;
-        if let Some(size) = self.lock().record.size {
+        if let Some(size) = self.record().size {
             size.check_cpuset(&config.resources.cpuset_cpus)?;
         }
         let hostname = status.config.host_name();
@@ -80,24 +83,33 @@ impl Sandbox {
             user: None,
         };
         make_directory(&self.paths.containers())?;
-        let container = Container::create(self.paths.container(&id), record)?;
+        let container = Container::create(self.paths.container(&id), record);
+        container.save().await?;
+        step!("create.record");
         self.enter(&container);
         let made = self.build_container(&vm, &container, &images, volumes, request).await;
         if made.is_err() {
-            if let Err(error) = self.tear_down_container(&container).await {
-                tracing::error!(container = id, %error, "left in the guest until the pod ends");
-            }
-            self.lock().containers.remove(&id);
-            container.forget()?;
             if container.state() != ContainerState::Creating {
                 self.tell_removed(&id);
+            }
+            // Until it is out of the guest its record stays: it says that it is to go.
+            container.change(|record| record.state = ContainerState::Creating);
+            match self.tear_down_container(&container).await {
+                Ok(()) => {
+                    self.lock().containers.remove(&id);
+                    container.forget().await?;
+                }
+                Err(error) => {
+                    tracing::warn!(container = id, %error, "half made, and still in the guest: it is tried again");
+                    self.attend();
+                }
             }
         }
         made
     }
 
     async fn build_container(
-        &self,
+        self: &Arc<Self>,
         vm: &Arc<Vm>,
         container: &Arc<Container>,
         images: &ContainerImages,
@@ -105,16 +117,21 @@ impl Sandbox {
         mut request: api::CreateContainerRequest,
     ) -> Result<()> {
         let files = images.root.open_rootfs()?;
-        let slot = vm.add_disk(true, files).await?;
-        container.update(|record| record.slot = Some(slot))?;
+        let slot = vm.add_disk(owner(&container.id, "rootfs"), true, files).await?;
+        step!("create.rootfs");
+        container.update(|record| record.slot = Some(slot)).await?;
         request.rootfs = Some(api::Device { slot: slot.into() });
         volumes.hand_over(vm, container, images, &mut request).await?;
+        step!("create.volumes");
         let mut client = self.agent.client();
         let made = self.agent.call("create the container", client.create_container(request)).await?;
-        container.update(|record| {
-            record.state = ContainerState::Created;
-            record.user = Some(Identity { uid: made.uid, gid: made.gid, groups: made.groups });
-        })
+        step!("create.guest");
+        container
+            .update(|record| {
+                record.state = ContainerState::Created;
+                record.user = Some(Identity { uid: made.uid, gid: made.gid, groups: made.groups });
+            })
+            .await
     }
 
     /// The id of the container whose process ids another is to see; empty if none is meant.
@@ -126,7 +143,7 @@ impl Sandbox {
         let fitting: Vec<_> = self.containers().into_iter().filter(|c| c.id.starts_with(wanted)).collect();
         match fitting.as_slice() {
             [target] => {
-                target.expect(ContainerState::Running, "show its processes to another")?;
+                target.require(ContainerState::Running, "show its processes to another")?;
                 Ok(target.id.clone())
             }
             [] => Err(Error::ContainerNotFound(wanted.into())),
@@ -135,38 +152,60 @@ impl Sandbox {
     }
 
     /// Starts a created container.
-    pub async fn start_container(&self, id: &str) -> Result<()> {
+    pub async fn start_container(self: &Arc<Self>, id: &str) -> Result<()> {
         let container = self.container(id).ok_or_else(|| Error::ContainerNotFound(id.into()))?;
-        container.expect(ContainerState::Created, "start it")?;
+        container.changeable()?;
+        container.require(ContainerState::Created, "start it")?;
         let vm = self.vm()?;
-        let log = container.open_log()?;
+        let opening = container.clone();
+        let log = super::blocking(move || opening.open_log()).await?;
+        step!("start_container.log");
         let mut client = self.agent.client();
         let request = api::StartContainerRequest { container_id: id.into() };
         let started_at = clock::now();
-        match self.agent.call("start the container", client.start_container(request)).await {
+        let answer = self.agent.call("start the container", client.start_container(request)).await;
+        step!("start_container.guest");
+        match answer {
             Ok(_) => {
-                container.update(|record| {
+                container.change(|record| {
                     record.state = ContainerState::Running;
                     record.started_at = started_at;
-                })?;
-                container.follow(self.agent.clone(), vm, log, self.manager.call_deadline());
+                });
+                container.follow(self.followed(&vm), log);
+                if let Err(error) = container.save().await {
+                    // It runs, and the guest knows.
+                    tracing::warn!(container = id, %error, "not on record yet that the container runs");
+                    self.attend();
+                }
                 Ok(())
+            }
+            Err(error) if answer_was_lost(&error) => {
+                container.set_unsettled(true);
+                self.attend();
+                Err(error)
             }
             Err(error) => {
                 container.exited(ExitInfo {
                     code: NOT_STARTED,
-                    reason: "StartError".into(),
+                    reason: ExitReason::StartError,
                     message: error.to_string(),
                     finished_at: clock::now(),
                 });
+                self.attend();
                 Err(error)
             }
         }
     }
 
     /// Removes a container, killing it first if it runs, and returns whether there was one.
-    pub async fn remove_container(&self, id: &str) -> Result<bool> {
+    pub async fn remove_container(self: &Arc<Self>, id: &str) -> Result<bool> {
         let Some(container) = self.container(id) else { return Ok(false) };
+        if let Some(why) = container.why_kept()
+            && !matches!(why, Unusable::Torn(_))
+        {
+            container.changeable()?;
+        }
+        self.kill_unsettled(&container).await?;
         if container.state() == ContainerState::Running {
             self.signal(id, signal::KILL, true).await?;
             let ended = tokio::time::timeout(self.manager.call_deadline(), container.wait_exited());
@@ -178,22 +217,10 @@ impl Sandbox {
         if self.state() == SandboxState::Ready {
             self.tear_down_container(&container).await?;
         }
-        container.forget()?;
+        step!("remove_container.record");
+        container.forget().await?;
         self.lock().containers.remove(id);
         Ok(true)
-    }
-
-    /// Takes a container out of the guest and its disk off the bus.
-    pub(super) async fn tear_down_container(&self, container: &Container) -> Result<()> {
-        let vm = self.vm()?;
-        let mut client = self.agent.client();
-        let request = api::RemoveContainerRequest { container_id: container.id.clone() };
-        self.agent.call("remove the container", client.remove_container(request)).await?;
-        volumes::release(&vm, container).await?;
-        match container.record().slot {
-            Some(slot) => vm.remove_device(slot).await,
-            None => Ok(()),
-        }
     }
 
     /// Sends a signal to a container's process, or to all its processes.
@@ -202,6 +229,11 @@ impl Sandbox {
         let request = api::SignalRequest { container_id: id.into(), exec_id: String::new(), signal, all };
         self.agent.call("signal the container", client.signal(request)).await.map(drop)
     }
+}
+
+/// Whether a call may have been carried out although it failed.
+fn answer_was_lost(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Unreachable)
 }
 
 /// What the agent calls a mode. A namespace of the container's own is in its specification.

@@ -2,10 +2,12 @@
 
 use std::sync::{Arc, Weak};
 
-use super::{Sandbox, remove_directory, remove_file};
+use super::{Sandbox, blocking, remove_directory, remove_file};
+use crate::failpoint::step;
 use crate::model::{ContainerState, SandboxState};
+use crate::record::Unusable;
 use crate::vm::{End, Vm};
-use crate::{Result, signal};
+use crate::{Error, Result, signal};
 
 impl Sandbox {
     /// Follows the guest: when it ends by itself, so do its containers.
@@ -15,87 +17,164 @@ impl Sandbox {
             let end = vm.wait_exit().await;
             if let Some(sandbox) = Weak::upgrade(&sandbox) {
                 let queue = sandbox.queue.clone();
-                let result = queue.run(async move { sandbox.guest_ended(&end, &vm.console()) }).await;
+                let id = sandbox.id.clone();
+                let result = queue.run_to_end(async move { sandbox.guest_ended(&end, &vm).await }).await;
                 if let Err(error) = result {
-                    tracing::error!(%error, "end of a guest not recorded");
+                    tracing::warn!(sandbox = id, %error, "not all that the guest used is given back: it is tried again");
                 }
             }
         });
     }
 
-    fn guest_ended(&self, end: &End, console: &str) -> Result<()> {
+    async fn guest_ended(self: &Arc<Self>, end: &End, vm: &Vm) -> Result<()> {
         if self.state() != SandboxState::Ready {
             return Ok(());
         }
-        tracing::warn!(sandbox = %self.id, "guest ended by itself: {end}{console}");
+        let asked = self.record.lock().stopping;
+        let console = vm.console();
+        tracing::warn!(target: "nacelle::sandbox", sandbox = %self.id, pod = self.name(), asked, "guest ended: {end}{console}");
+        self.ended(end, if asked { String::new() } else { format!("{end}{console}") });
+        // What is left to do is done sooner or later; that it has ended is known from now on.
+        self.lock().not_adopted = Some("what its guest used is not given back yet".into());
+        self.attend();
+        Ok(())
+    }
+
+    /// Says of the sandbox and its containers that the guest has ended.
+    pub(super) fn ended(&self, end: &End, message: String) {
         for container in self.containers() {
-            container.guest_gone(end);
+            match container.record().state {
+                ContainerState::Creating => drop(self.lock().containers.remove(&container.id)),
+                _ if container.why_kept().is_none() => container.guest_gone(end),
+                _ => {}
+            }
         }
-        self.release()?;
-        self.update(|record| {
-            record.state = SandboxState::NotReady;
-            record.message = format!("{end}{console}");
-        })
+        self.change(|record| {
+            if record.state != SandboxState::NotReady {
+                record.state = SandboxState::NotReady;
+                record.message = message;
+            }
+        });
     }
 
     /// Ends the containers and the guest. Idempotent.
-    pub async fn stop(&self) -> Result<()> {
-        let vm = match self.state() {
-            SandboxState::NotReady => {
-                self.detach_network().await?;
-                return self.release();
-            }
-            _ => self.lock().vm.clone(),
-        };
-        if let Some(vm) = vm {
-            let limit = self.manager.call_deadline();
-            let running: Vec<_> =
-                self.containers().into_iter().filter(|c| c.state() == ContainerState::Running).collect();
-            for container in &running {
-                if let Err(error) = self.signal(&container.id, signal::KILL, true).await {
-                    tracing::warn!(container = container.id, %error, "container not killed: the guest's end will do");
-                }
-                if !self.agent.answers() {
-                    tracing::warn!(sandbox = %self.id, "guest does not answer: killing its VMM");
-                    vm.kill().await;
-                    break;
-                }
-            }
-            // Their last output is in the logs when they are seen to have ended.
-            let ended = async {
-                for container in &running {
-                    container.wait_exited().await;
-                }
-            };
-            let _ = tokio::time::timeout(limit, ended).await;
-            if vm.exit().borrow().is_none()
-                && let Err(error) = self.agent.shutdown().await
-            {
-                tracing::warn!(sandbox = %self.id, %error, "guest does not shut down: killing its VMM");
-                vm.kill().await;
-            }
-            vm.wait_or_kill(limit).await;
+    ///
+    /// # Errors
+    /// What could not be ended or given back. It may be asked again.
+    pub async fn stop(self: &Arc<Self>) -> Result<()> {
+        match &self.kept {
+            Some(Unusable::Torn(_) | Unusable::Absent) => return self.end_by_evidence().await,
+            Some(why) => return Err(self.is_kept(why)),
+            None => {}
         }
-        for container in self.containers() {
-            container.guest_gone(&End::new("the sandbox was stopped", None));
+        if self.state() != SandboxState::NotReady {
+            self.change(|record| record.stopping = true);
+            // A full disk keeps no pod from ending.
+            if let Err(error) = self.save().await {
+                tracing::warn!(sandbox = %self.id, %error, "not on record that the pod is to end");
+            }
+            step!("stop.noted");
+            match self.hold_vm().await {
+                Ok(Some(vm)) => self.end_guest(&vm).await?,
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(sandbox = %self.id, %error, "VMM not held: its control group is ended");
+                    self.cgroup()?.remove().await?;
+                }
+            }
+            step!("stop.ended");
+            self.ended(&End::new("the sandbox was stopped", None), String::new());
+            self.attend();
         }
         self.detach_network().await?;
-        self.release()?;
-        self.update(|record| record.state = SandboxState::NotReady)
+        step!("stop.detached");
+        self.release().await?;
+        self.lock().not_adopted = None;
+        if let Err(error) = self.save().await {
+            tracing::warn!(sandbox = %self.id, %error, "not on record yet that the pod has ended");
+        }
+        Ok(())
+    }
+
+    async fn end_guest(self: &Arc<Self>, vm: &Arc<Vm>) -> Result<()> {
+        let limit = self.manager.call_deadline();
+        let running: Vec<_> = self
+            .containers()
+            .into_iter()
+            .filter(|container| matches!(container.state(), ContainerState::Running | ContainerState::Unknown))
+            .collect();
+        for container in &running {
+            if vm.has_ended() {
+                break;
+            }
+            match self.signal(&container.id, signal::KILL, true).await {
+                Ok(()) => {}
+                Err(error @ Error::Deadline { .. }) => {
+                    tracing::warn!(sandbox = %self.id, %error, "guest does not answer: killing its VMM");
+                    vm.kill().await?;
+                }
+                Err(error) => {
+                    tracing::warn!(container = container.id, %error, "container not killed: the guest's end will do");
+                }
+            }
+        }
+        step!("stop.killed");
+        // Their last output is in the logs when they are seen to have ended.
+        let ended = async {
+            for container in running.iter().filter(|container| container.state() == ContainerState::Running) {
+                tokio::select! {
+                    () = container.wait_exited() => {}
+                    _ = vm.wait_exit() => {}
+                }
+            }
+        };
+        let _ = tokio::time::timeout(limit, ended).await;
+        if !vm.has_ended()
+            && let Err(error) = self.agent.shutdown().await
+        {
+            tracing::warn!(sandbox = %self.id, %error, "guest does not shut down: killing its VMM");
+            return vm.kill().await;
+        }
+        vm.wait_or_kill(limit).await
+    }
+
+    /// Ends what is there of a pod whose record says nothing: by what only its own VMM and daemons can have made.
+    async fn end_by_evidence(self: &Arc<Self>) -> Result<()> {
+        let (paths, limit) = (self.paths.clone(), self.manager.call_deadline());
+        blocking(move || crate::recovery::end_vmm(&paths, limit)).await?;
+        self.cgroup()?.remove().await?;
+        self.detach_network().await?;
+        self.change(|record| record.state = SandboxState::NotReady);
+        Ok(())
     }
 
     /// Stops it if need be and removes all there is of it.
-    pub async fn remove(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// As [`Sandbox::stop`], and if something cannot be removed.
+    pub async fn remove(self: &Arc<Self>) -> Result<()> {
         self.stop().await?;
-        remove_directory(&self.paths.run)?;
-        remove_directory(&self.paths.root)
+        step!("remove.stopped");
+        let (run, root) = (self.paths.run.clone(), self.paths.root.clone());
+        blocking(move || {
+            remove_directory(&run)?;
+            step!("remove.run");
+            remove_directory(&root)
+        })
+        .await
     }
 
     /// Gives back what only a running guest needs.
-    pub(super) fn release(&self) -> Result<()> {
-        self.cgroup()?.remove()?;
+    pub(super) async fn release(&self) -> Result<()> {
+        self.cgroup()?.remove().await?;
+        step!("release.cgroup");
         self.lock().vm = None;
-        remove_directory(&self.paths.run)?;
-        remove_file(&self.paths.scratch())
+        let (run, scratch) = (self.paths.run.clone(), self.paths.scratch());
+        blocking(move || {
+            remove_directory(&run)?;
+            step!("release.run");
+            remove_file(&scratch)
+        })
+        .await
     }
 }

@@ -38,7 +38,7 @@ impl Sandbox {
     pub(super) async fn attach_network(&self, config: &SandboxConfig, vm: &Vm) -> Result<Option<Attached>> {
         let attached = self.network.attach(self.network_pod(config), self.paths.network()).await;
         if attached.is_err() {
-            vm.kill().await;
+            vm.kill().await?;
         }
         Ok(attached?)
     }
@@ -52,7 +52,8 @@ impl Sandbox {
         let mut added = Vec::new();
         for GuestInterface { interface, tap } in attached.into_iter().flat_map(|attached| &attached.interfaces) {
             let tap = tap.try_clone().map_err(Error::io("hand over the tap of", &interface.name))?;
-            let slot = vm.add_net(interface.mac.0, mtu(interface)?, File::from(tap)).await?;
+            let owner = format!("net/{}", interface.name);
+            let slot = vm.add_net(owner, interface.mac.0, mtu(interface)?, File::from(tap)).await?;
             added.push(message(slot, interface));
         }
         Ok(added)
@@ -60,9 +61,9 @@ impl Sandbox {
 
     /// Takes the pod off its networks. Idempotent.
     pub(super) async fn detach_network(&self) -> Result<()> {
-        let pod = self.network_pod(&self.lock().record.config);
+        let pod = self.network_pod(&self.record().config);
         self.network.detach(pod, self.paths.network()).await?;
-        self.lock().record.ips.clear();
+        self.change(|record| record.ips.clear());
         Ok(())
     }
 

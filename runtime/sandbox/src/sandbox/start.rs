@@ -3,13 +3,15 @@
 use std::fs;
 use std::sync::Arc;
 
+use nacelle_network::Attached;
 use nacelle_proto::agent::v1 as api;
 use nacelle_vmm::config::Start;
 
 use super::{Sandbox, make_directory, network, remove_directory};
 use crate::cgroup::{self, Cgroup};
 use crate::clock;
-use crate::model::SandboxState;
+use crate::failpoint::step;
+use crate::model::{SandboxConfig, SandboxState};
 use crate::sizing::GuestSize;
 use crate::vm::{Sign, Vm};
 use crate::{Error, Result, scratch, user_namespace};
@@ -18,12 +20,13 @@ use crate::{Error, Result, scratch, user_namespace};
 const ENTROPY_BYTES: usize = 32;
 
 impl Sandbox {
-    /// Makes the guest. On failure nothing of it is left.
+    /// Makes the guest. On failure nothing of it is left; or, where its network cannot be taken down, the pod stays, to
+    /// be stopped: its state tells.
     pub async fn start(self: &Arc<Self>) -> Result<()> {
         match self.try_start().await {
             Ok(()) => Ok(()),
             Err(error) => {
-                self.discard().await;
+                self.discard(&error).await;
                 Err(error)
             }
         }
@@ -32,43 +35,45 @@ impl Sandbox {
     async fn try_start(self: &Arc<Self>) -> Result<()> {
         // The record comes first: whatever exists under this id has an owner.
         make_directory(&self.paths.root)?;
+        step!("start.directory");
+        self.save().await?;
+        step!("start.record");
         make_directory(&self.paths.run)?;
-        self.update(|_| {})?;
-        let config = self.lock().record.config.clone();
+        let config = self.record().config;
         let manager = self.manager.clone();
         let bounds = cgroup::bounds(&config.cgroup_parent)?;
         let size = GuestSize::of(&config, &manager.guest, bounds)?;
-        self.update(|record| record.size = Some(size))?;
+        self.update(|record| record.size = Some(size)).await?;
         let cgroup = Cgroup::create(&config.cgroup_parent, &self.id)?;
         if let Some(cgroup) = &cgroup {
             cgroup.limit(&config.resources, &config.overhead)?;
         }
+        step!("start.cgroup");
         let origin = self.templates.origin(size).await;
         let cloned = matches!(origin, Start::Clone(_));
-        let (vm, sign) = self.launch(size, origin, cgroup.as_ref())?;
+        let (vm, sign) = self.launch(size, origin, cgroup.as_ref()).await?;
         // While the guest starts, its disk and its network are made.
         let disk = self.paths.scratch();
         let copy = tokio::task::spawn_blocking(move || {
             let template = scratch::template(&manager.root.join("templates"), manager.guest.scratch_mib)?;
             scratch::create(&template, &disk)
         });
-        let ready = vm.ready(sign, self.manager.boot_deadline());
-        let (attached, ready) = tokio::join!(self.attach_network(&config, &vm), ready);
-        let attached = attached?;
-        let vm = match ready {
-            Ok(()) => vm,
-            Err(error) if cloned => {
-                tracing::warn!(sandbox = %self.id, %error, "the guest does not start as a clone: booting it");
-                self.templates.forget(size);
-                self.boot_instead(&vm, size, cgroup.as_ref()).await?
-            }
-            Err(error) => return Err(error),
-        };
-        copy.await.map_err(|e| Error::Internal(e.to_string()))??;
+        let guest = self.connect_guest(&config, vm, sign, size, cloned, cgroup.as_ref()).await;
+        // Whatever became of the guest: who removes the directory must not meet somebody who writes to it.
+        let copied = tokio::time::timeout(self.manager.boot_deadline(), copy).await;
+        let (vm, attached) = guest?;
+        copied
+            .map_err(|_| Error::Deadline {
+                action: "making the pod's disk".into(),
+                limit: self.manager.boot_deadline(),
+            })?
+            .map_err(|e| Error::Internal(e.to_string()))??;
+        step!("start.scratch");
         let path = self.paths.scratch();
         let disk = fs::File::options().read(true).write(true).open(&path).map_err(Error::io("open", &path))?;
-        let slot = vm.add_disk(false, vec![disk]).await?;
+        let slot = vm.add_disk("scratch".into(), false, vec![disk]).await?;
         let interfaces = self.add_interfaces(&vm, attached.as_ref()).await?;
+        step!("start.devices");
         let now = clock::now();
         let request = api::ConfigureSandboxRequest {
             hostname: config.host_name(),
@@ -98,47 +103,96 @@ impl Sandbox {
                 return Err(Error::Boot { id: self.id.clone(), reason: end.reason, console: vm.console() });
             }
         }
+        step!("start.configured");
         let ips = attached.map(|attached| attached.ips).unwrap_or_default();
-        self.update(|record| {
+        self.record.change(|record| {
             record.ips = ips;
             record.state = SandboxState::Ready;
-        })?;
+        });
+        if let Err(error) = self.save().await {
+            self.record.change(|record| record.state = SandboxState::Creating);
+            return Err(error);
+        }
+        self.tell_change(SandboxState::Creating, SandboxState::Ready);
+        step!("start.ready");
         self.watch(vm);
         Ok(())
     }
 
+    /// Waits until the guest is ready, and attaches it to its networks meanwhile.
+    async fn connect_guest(
+        self: &Arc<Self>,
+        config: &SandboxConfig,
+        vm: Arc<Vm>,
+        sign: Sign,
+        size: GuestSize,
+        cloned: bool,
+        cgroup: Option<&Cgroup>,
+    ) -> Result<(Arc<Vm>, Option<Attached>)> {
+        let ready = vm.ready(sign, self.manager.boot_deadline());
+        let (attached, ready) = tokio::join!(self.attach_network(config, &vm), ready);
+        let attached = attached?;
+        step!("start.attached");
+        match ready {
+            Ok(()) => Ok((vm, attached)),
+            Err(error) if cloned => {
+                tracing::warn!(sandbox = %self.id, %error, "the guest does not start as a clone: booting it");
+                self.templates.forget(size);
+                Ok((self.boot_instead(&vm, size, cgroup).await?, attached))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Starts the VMM and puts it on record.
-    fn launch(&self, size: GuestSize, origin: Start, cgroup: Option<&Cgroup>) -> Result<(Arc<Vm>, Sign)> {
-        let (vm, sign) = Vm::spawn(&self.manager, &self.id, &self.paths, size, origin, cgroup)?;
+    async fn launch(
+        self: &Arc<Self>,
+        size: GuestSize,
+        origin: Start,
+        cgroup: Option<&Cgroup>,
+    ) -> Result<(Arc<Vm>, Sign)> {
+        let (vm, sign) = Vm::spawn(&self.manager, &self.id, &self.paths, size, origin, cgroup).await?;
         let vm = Arc::new(vm);
         self.lock().vm = Some(vm.clone());
-        self.update(|record| record.vmm = Some(vm.process()))?;
+        self.update(|record| record.vmm = Some(vm.process().clone())).await?;
+        step!("start.launched");
         Ok((vm, sign))
     }
 
     /// Boots a guest in place of one that did not start.
-    async fn boot_instead(&self, failed: &Vm, size: GuestSize, cgroup: Option<&Cgroup>) -> Result<Arc<Vm>> {
-        failed.kill().await;
+    async fn boot_instead(self: &Arc<Self>, failed: &Vm, size: GuestSize, cgroup: Option<&Cgroup>) -> Result<Arc<Vm>> {
+        failed.kill().await?;
         remove_directory(&self.paths.run)?;
         make_directory(&self.paths.run)?;
-        let (vm, sign) = self.launch(size, Start::Boot, cgroup)?;
+        let (vm, sign) = self.launch(size, Start::Boot, cgroup).await?;
         vm.ready(sign, self.manager.boot_deadline()).await?;
         Ok(vm)
     }
 
-    /// Removes what a start that failed has made.
-    async fn discard(&self) {
-        let vm = self.lock().vm.take();
+    /// Removes what a start that failed for `reason` has made.
+    async fn discard(self: &Arc<Self>, reason: &Error) {
+        let mut results = Vec::new();
+        let vm = self.lock().vm.clone();
         if let Some(vm) = vm {
-            vm.kill().await;
+            results.push(vm.kill().await);
         }
-        let detached = self.detach_network().await;
-        // What its network takes to undo is in the directory.
-        let root = if detached.is_ok() { remove_directory(&self.paths.root) } else { Ok(()) };
-        let results =
-            [detached, self.cgroup().and_then(|cgroup| cgroup.remove()), remove_directory(&self.paths.run), root];
-        for error in results.into_iter().filter_map(Result::err) {
-            tracing::error!(sandbox = %self.id, %error, "left for the sweep at the next start");
+        results.push(self.detach_network().await);
+        results.push(self.release().await);
+        if results.iter().all(Result::is_ok) {
+            let root = self.paths.root.clone();
+            results.push(super::blocking(move || remove_directory(&root)).await);
+        }
+        let failed: Vec<_> = results.into_iter().filter_map(Result::err).map(|error| error.to_string()).collect();
+        if !failed.is_empty() {
+            let failed = failed.join("; ");
+            tracing::error!(target: "nacelle::sandbox", sandbox = %self.id, pod = self.name(), error = failed,
+                "a pod that did not start is left, to be stopped");
+            // As a pod that ended, so that whoever asked for it stops it: what is left is tried again then.
+            self.change(|record| {
+                record.state = SandboxState::NotReady;
+                record.message = format!("it did not start ({reason}), and not all of it could be removed: {failed}");
+            });
+            self.attend();
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Limits that change while the pod runs.
 
+use std::sync::Arc;
+
 use nacelle_proto::agent::v1 as api;
 
 use super::Sandbox;
@@ -11,13 +13,14 @@ impl Sandbox {
     ///
     /// # Errors
     /// The guest is not large enough, or its kernel refuses.
-    pub async fn update_container(&self, id: &str, change: Resources) -> Result<()> {
+    pub async fn update_container(self: &Arc<Self>, id: &str, change: Resources) -> Result<()> {
         let container = self.container(id).ok_or_else(|| Error::ContainerNotFound(id.into()))?;
+        container.changeable()?;
         let state = container.state();
         if !matches!(state, ContainerState::Created | ContainerState::Running) {
-            return container.expect(ContainerState::Running, "change its limits");
+            return container.require(ContainerState::Running, "change its limits");
         }
-        if let Some(size) = self.lock().record.size {
+        if let Some(size) = self.record().size {
             size.check(&change)?;
         }
         let limits = spec::limits(&change, false)?;
@@ -25,18 +28,19 @@ impl Sandbox {
         let request = api::UpdateContainerRequest { container_id: id.into(), resources_json };
         let mut client = self.agent.client();
         self.agent.call("change the container's limits", client.update_container(request)).await?;
-        container.update(|record| record.config.resources = merged(&record.config.resources, change))
+        // It holds in the guest by now: a full disk only has it on record later.
+        container.change(|record| record.config.resources = merged(&record.config.resources, change));
+        self.attend();
+        Ok(())
     }
 
     /// Changes the pod's own limits, outside the guest.
     ///
     /// # Errors
     /// The guest is not large enough.
-    pub fn update_resources(&self, overhead: Resources, resources: Resources) -> Result<()> {
-        let (state, size, before) = {
-            let inner = self.lock();
-            (inner.record.state, inner.record.size, inner.record.config.clone())
-        };
+    pub async fn update_resources(&self, overhead: Resources, resources: Resources) -> Result<()> {
+        let record = self.record();
+        let (state, size, before) = (record.state, record.size, record.config);
         if state != SandboxState::Ready {
             let thing = format!("sandbox {}", self.id);
             return Err(Error::State { thing, state: "not ready".into(), action: "change its limits" });
@@ -53,6 +57,7 @@ impl Sandbox {
             record.config.overhead = overhead;
             record.config.resources = resources;
         })
+        .await
     }
 }
 

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use nacelle_proto::agent::v1 as api;
 
+use super::teardown::owner;
 use crate::container::Container;
+use crate::failpoint::step;
 use crate::model::{ContainerConfig, ContainerImages, MountSource};
 use crate::spec::Bind;
 use crate::vm::Vm;
@@ -70,12 +72,13 @@ impl Volumes {
         for (index, mount) in config.mounts.iter().enumerate() {
             let MountSource::Image { id, sub_path, .. } = &mount.source else { continue };
             let image = images.mounted.get(id).ok_or_else(|| Error::Internal(format!("image {id} was not given")))?;
-            let device = add_disk(vm, container, true, image.open_rootfs()?).await?;
+            let device = add_disk(vm, container, format!("image.{index}"), true, image.open_rootfs()?).await?;
             let name = volumes::name(&container.id, index);
             request.images.push(api::ImageVolume { name, device: Some(device), sub_path: sub_path.clone() });
         }
-        for (device, file) in config.devices.iter().zip(self.block) {
-            let disk = add_disk(vm, container, !volumes::writable(device), vec![file]).await?;
+        for (index, (device, file)) in config.devices.iter().zip(self.block).enumerate() {
+            let part = format!("block.{index}");
+            let disk = add_disk(vm, container, part, !volumes::writable(device), vec![file]).await?;
             request.block_devices.push(api::BlockDevice {
                 device: Some(disk),
                 path: device.container_path.to_string_lossy().into_owned(),
@@ -86,30 +89,16 @@ impl Volumes {
     }
 }
 
-/// Adds a disk and keeps its place on record.
+/// Adds a container's disk and keeps its place on record.
 async fn add_disk(
     vm: &Vm,
     container: &Arc<Container>,
+    part: String,
     read_only: bool,
     files: Vec<std::fs::File>,
 ) -> Result<api::Device> {
-    let slot = vm.add_disk(read_only, files).await?;
-    container.update(|record| record.disks.push(slot))?;
+    let slot = vm.add_disk(owner(&container.id, &part), read_only, files).await?;
+    container.update(|record| record.disks.push(slot)).await?;
+    step!("create.disk");
     Ok(api::Device { slot: slot.into() })
-}
-
-/// Takes back what a container that the guest no longer has was given.
-pub async fn release(vm: &Vm, container: &Container) -> Result<()> {
-    let record = container.record();
-    for (index, mount) in record.config.mounts.iter().enumerate() {
-        if matches!(mount.source, MountSource::Host(_)) {
-            vm.remove_volume(volumes::name(&container.id, index)).await?;
-        }
-    }
-    for slot in record.disks {
-        vm.remove_device(slot).await?;
-        // So that a removal that fails half way can be tried again.
-        container.update(|record| record.disks.retain(|disk| *disk != slot))?;
-    }
-    Ok(())
 }
