@@ -6,7 +6,7 @@
 //! until it ends. The calling thread becomes the event loop: it handles the queues of all
 //! devices, the control socket and termination signals. It waits for none of them, but for the
 //! files of a disk, and what it does for one before the others get their turn has a bound
-//! ([`devices::virtio::ring::Budget`]). Each virtual processor has a thread that does nothing but run the guest and handle its
+//! ([`devices::virtio::budget::Budget`]). Each virtual processor has a thread that does nothing but run the guest and handle its
 //! register accesses. Volumes have threads of their own, for a file may take as long as a disk
 //! ([`devices::virtio::fs`]). There are no other threads once the guest runs.
 //!

@@ -193,7 +193,8 @@ impl CoalescedWrites {
         NonNull::new(ring.cast()).map(|ring| Self { ring }).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
     }
 
-    /// Takes all writes off the list, oldest first, as address and data.
+    /// Takes the writes off the list that are there, oldest first, as address and data. Not more than it has room for: other
+    /// processors may go on writing meanwhile.
     pub fn drain(&mut self, mut write: impl FnMut(u64, &[u8])) {
         // SAFETY: the page is mapped as long as `self` lives; KVM advances `last`, we
         // `first`, both aligned words.
@@ -202,7 +203,10 @@ impl CoalescedWrites {
             (AtomicU32::from_ptr(&raw mut (*ring).first), AtomicU32::from_ptr(&raw mut (*ring).last))
         };
         let mut next = first.load(Ordering::Relaxed);
-        while next < RING_ENTRIES && next != last.load(Ordering::Acquire) {
+        for _ in 0..RING_ENTRIES {
+            if next >= RING_ENTRIES || next == last.load(Ordering::Acquire) {
+                break;
+            }
             // SAFETY: `next` is below the number of entries that follow the header in the
             // page, and KVM does not touch an entry between `first` and `last`.
             let entry = unsafe {

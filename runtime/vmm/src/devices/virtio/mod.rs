@@ -1,6 +1,7 @@
 //! The virtio devices. Each is a folder; what they have in common is [`device`].
 
 pub mod block;
+pub mod budget;
 pub mod chain;
 mod chain_queue;
 mod config_space;

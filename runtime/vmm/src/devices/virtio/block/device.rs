@@ -16,9 +16,10 @@ use super::config::{ConfigSpace, QUEUE_SIZE, SEGMENTS_LIMIT};
 use super::disk::{Disk, SECTOR};
 use super::metrics::BlockMetrics;
 use super::request;
+use crate::devices::virtio::budget::{Budget, Served};
 use crate::devices::virtio::chain::ChainScratch;
 use crate::devices::virtio::device::{Activation, DeviceError, Interrupt, VirtioDevice};
-use crate::devices::virtio::ring::{Budget, Ring, Served};
+use crate::devices::virtio::ring::Ring;
 use crate::devices::virtio::wake::Wake;
 
 const NAME: &str = "block";

@@ -27,9 +27,10 @@ use super::metrics::FsMetrics;
 use super::passthrough::Passthrough;
 use super::volumes::Volumes;
 use super::{credentials, short, transfer};
+use crate::devices::virtio::budget::Budget;
 use crate::devices::virtio::chain::{Chain, ChainError, ChainScratch};
 use crate::devices::virtio::device::{DeviceError, Interrupt};
-use crate::devices::virtio::ring::{Budget, Ring};
+use crate::devices::virtio::ring::Ring;
 use crate::devices::virtio::wake::Wake;
 use crate::sys::event_fd;
 

@@ -16,8 +16,9 @@ use super::receive::{Receive, Wait};
 use super::state::NetState;
 use super::tap::Tap;
 use super::transmit::Transmit;
+use crate::devices::virtio::budget::Served;
 use crate::devices::virtio::device::{Activation, DeviceError, Interrupt, VirtioDevice};
-use crate::devices::virtio::ring::{Ring, Served};
+use crate::devices::virtio::ring::Ring;
 use crate::devices::virtio::wake::Wake;
 
 const NAME: &str = "net";

@@ -6,9 +6,10 @@ use std::os::fd::AsFd;
 use super::metrics::NetMetrics;
 use super::tap::Tap;
 use super::{FRAME_LIMIT, HEADER_SIZE};
+use crate::devices::virtio::budget::Budget;
 use crate::devices::virtio::chain_queue::ChainQueue;
 use crate::devices::virtio::device::{DeviceError, Interrupt};
-use crate::devices::virtio::ring::{Budget, Ring};
+use crate::devices::virtio::ring::Ring;
 
 /// Packets given in one go before others get their turn.
 const BATCH: usize = 256;

@@ -4,9 +4,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use super::metrics::NetMetrics;
 use super::{FRAME_LIMIT, HEADER_SIZE};
+use crate::devices::virtio::budget::{Budget, Served};
 use crate::devices::virtio::chain::ChainScratch;
 use crate::devices::virtio::device::{DeviceError, Interrupt};
-use crate::devices::virtio::ring::{Budget, Ring, Served};
+use crate::devices::virtio::ring::Ring;
 
 /// Packets taken in one go before others get their turn.
 const BATCH: usize = 256;

@@ -9,9 +9,10 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use super::metrics::RngMetrics;
+use crate::devices::virtio::budget::{Budget, Served};
 use crate::devices::virtio::chain::ChainScratch;
 use crate::devices::virtio::device::{Activation, DeviceError, Interrupt, VirtioDevice};
-use crate::devices::virtio::ring::{Budget, Ring, Served};
+use crate::devices::virtio::ring::Ring;
 use crate::devices::virtio::wake::Wake;
 
 pub(crate) const NAME: &str = "rng";

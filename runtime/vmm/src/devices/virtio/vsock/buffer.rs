@@ -92,7 +92,7 @@ mod tests {
                     .collect();
                 memory.write_slice(&data, GuestAddress(0x8000)).unwrap();
                 driver.add(&[readable(0x8000, 1), readable(0x8001, 999)]);
-                let chain = ring.pop(&mut crate::devices::virtio::ring::Budget::unlimited()).unwrap().unwrap();
+                let chain = ring.pop(&mut crate::devices::virtio::budget::Budget::unlimited()).unwrap().unwrap();
                 let mut chain = scratch.load(&chain, 16).unwrap();
                 buffer.append(&mut chain.readable);
                 ring.complete(chain.head, 0).unwrap();

@@ -13,9 +13,10 @@ use super::metrics::VsockMetrics;
 use super::muxer::Muxer;
 use super::packet::{HEADER_SIZE, Header};
 use super::state::VsockState;
+use crate::devices::virtio::budget::{Budget, Served};
 use crate::devices::virtio::chain::{ChainError, ChainScratch};
 use crate::devices::virtio::device::{Activation, DeviceError, DeviceState, Interrupt, VirtioDevice};
-use crate::devices::virtio::ring::{Budget, Ring, Served};
+use crate::devices::virtio::ring::Ring;
 use crate::devices::virtio::wake::Wake;
 
 const NAME: &str = "vsock";
