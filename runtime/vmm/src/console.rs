@@ -12,6 +12,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
 use crate::sys::SharedMap;
 
 /// Size of the console's file in bytes.
@@ -61,12 +64,18 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// Creates the file of `size` bytes, which is one of the two, readable by its owner only; it must not exist.
+    /// Creates the file of `size` bytes, which is one of the two, readable by its owner only; it must not exist. Its space is
+    /// taken at once.
     pub fn create(path: &Path, size: usize) -> Result<Self, ConsoleError> {
         let open = || {
             let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
             file.set_len(size as u64)?;
-            SharedMap::new(&file, size)
+            // A page that is not there yet, in a file system that is full by then, would end the process when the guest
+            // says something.
+            match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, size as u64) {
+                Ok(()) | Err(Errno::OPNOTSUPP) => SharedMap::new(&file, size),
+                Err(error) => Err(error.into()),
+            }
         };
         let map = open().map_err(|source| ConsoleError::Create { path: path.to_owned(), source })?;
         for (offset, byte) in MAGIC.into_iter().enumerate() {
@@ -201,6 +210,8 @@ fn skip_escape(bytes: &mut std::iter::Peekable<impl Iterator<Item = u8>>) {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
     use proptest::prelude::*;
 
@@ -261,6 +272,17 @@ mod tests {
             for _ in 0..2 {
                 assert_eq!(tail_of(&file, 2).unwrap(), ["line 19998", "line 19999"]);
             }
+        }
+    }
+
+    #[test]
+    fn a_file_system_that_is_full_later_takes_all_that_a_ring_holds() {
+        for size in [SIZE, MESSAGES_SIZE] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("ring");
+            let _ring = Ring::create(&path, size).unwrap();
+            let metadata = std::fs::metadata(&path).unwrap();
+            assert!(metadata.blocks() * 512 >= size as u64, "{} blocks of {size} bytes", metadata.blocks());
         }
     }
 

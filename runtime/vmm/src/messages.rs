@@ -1,7 +1,7 @@
 //! What the VMM itself has to say, beside its guest's console.
 //!
 //! Once the machine is about to be built it goes to a ring in the pod's directory ([`crate::console`]), of
-//! [`MESSAGES_SIZE`](crate::console::MESSAGES_SIZE) bytes, and nowhere else: a guest can bring about messages as often as
+//! [`MESSAGES_SIZE`] bytes, and nowhere else: a guest can bring about messages as often as
 //! it likes, and must neither make a file of the host grow nor push out what was said of something else. So what is said
 //! again of the same thing is counted. Before, it goes to standard error. That a message cannot be written is never an
 //! error: a VMM serves its guest whether somebody listens or not.
