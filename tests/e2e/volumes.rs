@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -253,20 +253,52 @@ async fn read_only_holds_against_a_privileged_container() {
 async fn later_mounts_of_the_host_are_seen_where_that_was_asked_for() {
     let (client, pod, _logs) = pod().await;
     let directory = tempfile::tempdir().unwrap();
-    let sub = directory.path().join("sub");
-    fs::create_dir(&sub).unwrap();
-    let follow = cri::Mount {
+    let at = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
+    let follow = |container: &str| cri::Mount {
         propagation: cri::MountPropagation::PropagationHostToContainer.into(),
-        ..mount(directory.path(), "/follow")
+        ..mount(&directory.path().join("volume"), container)
     };
-    let id = run(&client, &pod, vec![follow, mount(directory.path(), "/private")]).await;
+    // A mount that nothing propagates from, whatever this host's are.
+    host::run("mount", &["-t", "tmpfs", "tmpfs", &at("")]);
+    host::run("mount", &["--make-private", &at("")]);
+    fs::create_dir_all(at("volume/sub")).unwrap();
+    let error = client.create_as(&pod, config(vec![follow("/follow")])).await.unwrap_err();
+    assert!(error.message().contains("--make-rshared"), "{error}");
+    host::run("mount", &["--make-shared", &at("")]);
+    let id = run(&client, &pod, vec![follow("/follow"), mount(&directory.path().join("volume"), "/private")]).await;
     assert_eq!(shell(&client, &id, "ls /follow/sub /private/sub").await, "/follow/sub:\n\n/private/sub:\n");
-    host::run("mount", &["-t", "tmpfs", "tmpfs", &sub.to_string_lossy()]);
-    fs::write(sub.join("mounted"), "").unwrap();
+    // What the VMM holds of it leads nowhere else.
+    leads_nowhere(client.vmm_pid(&pod).await.unwrap());
+    host::run("mount", &["-t", "tmpfs", "tmpfs", &at("volume/sub")]);
+    fs::write(at("volume/sub/mounted"), "").unwrap();
     shell(&client, &id, "until [ -e /follow/sub/mounted ]; do usleep 100000; done").await;
     assert_eq!(shell(&client, &id, "ls /private/sub").await, "");
+    client.remove(&id).await.unwrap();
+    // Nothing of it is left in the VMM, which would keep the host from unmounting it for good.
+    let jail = PathBuf::from(format!("/proc/{}/root/volumes", client.vmm_pid(&pod).await.unwrap()));
+    assert_eq!(fs::read_dir(jail).unwrap().count(), 0);
     client.remove_pod(&pod).await.unwrap();
-    host::run("umount", &[&sub.to_string_lossy()]);
+    host::run("umount", &[&at("volume/sub")]);
+    host::run("umount", &[&at("")]);
+}
+
+/// Asserts that nothing of the host is reached from a directory that a VMM holds open, as code that has broken out would try it.
+fn leads_nowhere(vmm: i32) {
+    use rustix::fs::{Mode, OFlags, fstat, openat};
+    use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+    let pidfd = pidfd_open(Pid::from_raw(vmm).unwrap(), PidfdFlags::empty()).unwrap();
+    let root = fs::metadata("/").unwrap();
+    let mut tried = 0;
+    for entry in fs::read_dir(format!("/proc/{vmm}/fd")).unwrap() {
+        let number = entry.unwrap().file_name().to_str().unwrap().parse().unwrap();
+        let Ok(held) = pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty()) else { continue };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let Ok(up) = openat(&held, "../../../../../../../..", flags, Mode::empty()) else { continue };
+        let up = fstat(&up).unwrap();
+        assert_ne!((up.st_dev, up.st_ino), (root.dev(), root.ino()), "descriptor {number} leads to the host's root");
+        tried += 1;
+    }
+    assert!(tried >= 2, "the volumes");
 }
 
 #[tokio::test]

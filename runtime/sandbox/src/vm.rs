@@ -227,6 +227,16 @@ impl Vm {
         words::console(&self.paths.console())
     }
 
+    /// The VMM's process, held.
+    pub fn pidfd(&self) -> Arc<OwnedFd> {
+        self.pidfd.clone()
+    }
+
+    /// How long a call to it may take.
+    pub fn call_deadline(&self) -> Duration {
+        self.call_deadline
+    }
+
     /// Ends the VMM with SIGKILL and waits until it is gone.
     ///
     /// # Errors

@@ -1,24 +1,34 @@
 //! What of the host a container gets: directories and files by the pod's virtio-fs device,
 //! block devices as disks, images as disks of their own.
 //!
-//! Everything is opened here, with links followed on the host as they lie now, and handed
-//! over as a descriptor. For a mount that is to stay as it is, that is a detached copy of the
-//! mounts below its path: what the host mounts or unmounts there later changes nothing in
-//! it, and what is read-only is so by the host's kernel. One that is to follow the host is
-//! the place itself.
+//! A path of the host is the kubelet's, which has resolved what a pod may have put there (sub-paths are bind mounts of its
+//! making): links are followed as they lie now. It is looked up **once**, and everything else (its kind, the copy of its mounts)
+//! is of the descriptor that this gave. What is missing is made without following a link.
+//!
+//! For a mount that is to stay as it is, the guest's device gets a detached copy of the mounts below its path: what the host
+//! mounts or unmounts there later changes nothing in it, and what is read-only is so by the host's kernel. For one that is to
+//! follow the host, see [`follow`].
+//!
+//! All of it may hang where a file system of the host does: see [`deadline`].
+
+mod deadline;
+mod follow;
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use nacelle_vmm::control::Access;
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
-use crate::model::{BlockDevice, MountAccess, Propagation};
+use crate::beneath::Directory;
+use crate::model::{BlockDevice, ContainerConfig, MountAccess, MountSource, Propagation};
 use crate::{Error, Result};
 
 /// Digits of a container's id in the name of a volume.
@@ -29,8 +39,12 @@ const MADE: u32 = 0o755;
 /// A directory or file of the host, open.
 #[derive(Debug)]
 pub struct HostVolume {
-    /// Held by `O_PATH`.
-    pub file: File,
+    /// Held by `O_PATH`: a copy of its mounts, or, if it follows the host, the place itself, which is not for a VMM.
+    file: File,
+    /// Whether later mounts of the host are to be seen.
+    follows: Option<MountAccess>,
+    /// Its path, for messages.
+    path: PathBuf,
     /// What the guest may do with it.
     pub access: Access,
     /// Whether the container sees it read-only as a whole.
@@ -48,26 +62,88 @@ pub fn is_of(volume: &str, container: &str) -> bool {
     volume.strip_prefix(container.get(..NAME).unwrap_or(container)).is_some_and(|rest| rest.starts_with('.'))
 }
 
+/// What a container mounts of the host, open: directories and files by the mount's number, and block devices.
+pub type Opened = (Vec<(usize, HostVolume)>, Vec<File>);
+
+/// Opens everything of the host that a container of `pod` asks for.
+///
+/// # Errors
+/// By the field that it concerns, [`Error::Deadline`] for a path that does not answer within `limit`.
+pub async fn open_all(pod: &str, config: &ContainerConfig, limit: Duration) -> Result<Opened> {
+    let config = config.clone();
+    let work = move |step: &deadline::Step| {
+        let begin = |field: &str, index: usize, path: &Path| {
+            step.begin(format!("config.{field}[{index}].host_path: {}", silent(path, "opening")));
+        };
+        let (mut host, mut block) = (Vec::new(), Vec::new());
+        for (index, mount) in config.mounts.iter().enumerate() {
+            if let MountSource::Host(path) = &mount.source {
+                begin("mounts", index, path);
+                host.push((index, open_host(index, path, mount.access, mount.propagation)?));
+            }
+        }
+        for (index, device) in config.devices.iter().enumerate() {
+            begin("devices", index, &device.host_path);
+            block.push(open_block(index, device)?);
+        }
+        Ok((host, block))
+    };
+    deadline::within(pod, limit, work).await
+}
+
+fn silent(path: &Path, action: &str) -> String {
+    format!("{} does not answer (is the server or the process gone that it is from?): {action} it", path.display())
+}
+
+impl HostVolume {
+    /// What the VMM behind the pidfd `vmm` gets as volume `name`.
+    ///
+    /// # Errors
+    /// If the host's mounts cannot be followed, or do not answer within `limit`.
+    pub async fn for_vmm(self, pod: &str, vmm: Arc<OwnedFd>, name: String, limit: Duration) -> Result<File> {
+        let Some(access) = self.follows else { return Ok(self.file) };
+        let work = move |step: &deadline::Step| {
+            step.begin(silent(&self.path, "copying the mounts of"));
+            let wrong = |error| Error::Invalid(format!("cannot mount {}: {error}", self.path.display()));
+            follow::attach(vmm.as_fd(), &name, &self.file, access).map(File::from).map_err(wrong)
+        };
+        deadline::within(pod, limit, work).await
+    }
+}
+
+/// Takes back what [`HostVolume::for_vmm`] has made for a volume that follows the host. One that is not there is fine.
+///
+/// # Errors
+/// If the VMM is gone, or does not answer within `limit`.
+pub async fn unfollow(pod: &str, vmm: Arc<OwnedFd>, name: String, limit: Duration) -> Result<()> {
+    let work = move |step: &deadline::Step| {
+        step.begin(format!("taking back the mounts of volume {name}"));
+        let failed = Error::io("take back the mounts of volume", &name);
+        follow::detach(vmm.as_fd(), &name).map_err(failed)
+    };
+    deadline::within(pod, limit, work).await
+}
+
 /// Opens what `mounts[index]` of a container means. What does not exist becomes a directory,
-/// as with other runtimes. Blocks.
-pub fn open_host(index: usize, path: &Path, access: MountAccess, propagation: Propagation) -> Result<HostVolume> {
+/// as with other runtimes. Blocks, for ever where the file system does.
+fn open_host(index: usize, path: &Path, access: MountAccess, propagation: Propagation) -> Result<HostVolume> {
     let wrong = |problem: String| Error::Invalid(format!("config.mounts[{index}].host_path: {problem}"));
     let failed = |action: &str, error: io::Error| wrong(format!("cannot {action} {}: {error}", path.display()));
-    match fs::metadata(path) {
+    let place = match hold(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            make(path).map_err(|error| wrong(format!("cannot make the directory {}: {error}", path.display())))?;
             tracing::info!(path = %path.display(), "made a directory that a container mounts");
-            let made = fs::DirBuilder::new().recursive(true).mode(MADE).create(path);
-            made.map_err(|error| failed("make the directory", error))?;
+            hold(path)
         }
-        Err(error) => return Err(failed("look at", error)),
-        Ok(_) => {}
-    }
-    let real = fs::canonicalize(path).map_err(|error| failed("resolve", error))?;
-    let file = match propagation {
-        Propagation::Private => detached(&real, access),
-        Propagation::HostToContainer => place(&real).map_err(Into::into),
+        other => other,
     };
-    let file = File::from(file.map_err(|error| failed("open", error))?);
+    let place = place.map_err(|error| failed("open", error))?;
+    // Only its name: what is there by now is of no interest.
+    let real = fs::read_link(own(&place)).map_err(|error| failed("resolve", error))?;
+    let (file, follows) = match propagation {
+        Propagation::Private => (detached(&place, access).map_err(|error| failed("open", error))?, None),
+        Propagation::HostToContainer => (place, Some(access)),
+    };
     let kind = file.metadata().map_err(|error| failed("look at", error))?.file_type();
     if let Some(name) = special(kind) {
         let hint = if kind.is_block_device() { "give it to the container as a device (volumeDevices)" } else { HINT };
@@ -83,7 +159,7 @@ pub fn open_host(index: usize, path: &Path, access: MountAccess, propagation: Pr
         // writable the device tells them apart.
         MountAccess::Read => (Access::Read, propagation == Propagation::Private && !has_mounts_below(&real)),
     };
-    Ok(HostVolume { file, access, read_only })
+    Ok(HostVolume { file, follows, path: path.into(), access, read_only })
 }
 
 const HINT: &str = "mount the directory that it is in if only files beside it are needed, or run the pod by another \
@@ -101,35 +177,73 @@ fn special(kind: fs::FileType) -> Option<&'static str> {
     }
 }
 
-/// The place itself.
-fn place(path: &Path) -> rustix::io::Result<OwnedFd> {
-    openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+/// The place itself, mounted first where that is done when it is wanted.
+fn hold(path: &Path) -> io::Result<File> {
+    Ok(open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLOEXEC)?.into())
 }
 
-/// A copy of the mounts from `path` down, which nobody else sees and nothing changes.
-fn detached(path: &Path, access: MountAccess) -> io::Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-    let tree = match open_tree(CWD, path, flags) {
-        Ok(tree) => tree,
-        // Before Linux 5.2. The device sees to what is read-only.
-        Err(Errno::NOSYS) => return Ok(place(path)?),
-        Err(error) => return Err(error.into()),
-    };
-    set_mounts(&tree, true, libc::MS_PRIVATE, 0)?;
-    match access {
-        MountAccess::Write => {}
-        MountAccess::Read => set_mounts(&tree, false, 0, libc::MOUNT_ATTR_RDONLY)?,
-        MountAccess::ReadAll => set_mounts(&tree, true, 0, libc::MOUNT_ATTR_RDONLY)?,
+/// The path of a descriptor of this process.
+fn own(file: &File) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
+}
+
+/// Makes a directory that is missing, and those above it. What is there already is the host's; no link that somebody has put in
+/// place of what is missing is followed.
+fn make(path: &Path) -> Result<()> {
+    for above in path.ancestors().skip(1) {
+        match Directory::open(above) {
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            above_it => {
+                let above_it = above_it?;
+                let missing = path.strip_prefix(above).map_err(|error| Error::Internal(error.to_string()))?;
+                return above_it.create_directories(missing, MADE).map(drop);
+            }
+        }
     }
-    Ok(tree)
+    Err(Error::Invalid("it is no absolute path".into()))
 }
 
-/// Changes a mount, or all mounts from it down.
-fn set_mounts(tree: &OwnedFd, recursive: bool, propagation: libc::c_ulong, attributes: u64) -> io::Result<()> {
+/// A copy of the mounts from a place down, which nobody else sees and nothing changes.
+fn detached(place: &File, access: MountAccess) -> io::Result<File> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = open_tree(place, c"", flags)?;
+    // Where the kernel cannot, nothing propagates to it for want of a namespace, and the device sees to what is read-only.
+    set_mounts(&tree, true, libc::MS_PRIVATE, 0)?;
+    protect(&tree, access)?;
+    Ok(tree.into())
+}
+
+/// Makes a copy of mounts read-only as far as it is to be.
+fn protect(tree: &OwnedFd, access: MountAccess) -> io::Result<()> {
+    let recursive = match access {
+        MountAccess::Write => return Ok(()),
+        MountAccess::Read => false,
+        MountAccess::ReadAll => true,
+    };
+    set_mounts(tree, recursive, 0, libc::MOUNT_ATTR_RDONLY).map(drop)
+}
+
+/// Changes a mount, or all mounts from it down. False if the kernel cannot: it is from before Linux 5.12.
+fn set_mounts(tree: &OwnedFd, recursive: bool, propagation: libc::c_ulong, attributes: u64) -> io::Result<bool> {
     // SAFETY: all bytes zero are a valid value of the structure: nothing is changed.
     let mut change: libc::mount_attr = unsafe { std::mem::zeroed() };
     change.propagation = propagation;
     change.attr_set = attributes;
+    change_mounts(tree, recursive, &change)
+}
+
+/// Makes a mount writable; see [`set_mounts`].
+fn clear_read_only(tree: &OwnedFd) -> io::Result<bool> {
+    // SAFETY: as in [`set_mounts`].
+    let mut change: libc::mount_attr = unsafe { std::mem::zeroed() };
+    change.attr_clr = libc::MOUNT_ATTR_RDONLY;
+    change_mounts(tree, false, &change)
+}
+
+fn change_mounts(tree: &OwnedFd, recursive: bool, change: &libc::mount_attr) -> io::Result<bool> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path ends with NUL, and the structure has the length that is given.
     let result = unsafe {
@@ -138,14 +252,13 @@ fn set_mounts(tree: &OwnedFd, recursive: bool, propagation: libc::c_ulong, attri
             tree.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const change,
+            std::ptr::from_ref(change),
             size_of::<libc::mount_attr>(),
         )
     };
     match io::Error::last_os_error() {
-        _ if result == 0 => Ok(()),
-        // Before Linux 5.12. The device sees to what is read-only.
-        error if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+        _ if result == 0 => Ok(true),
+        error if error.raw_os_error() == Some(Errno::NOSYS.raw_os_error()) => Ok(false),
         error => Err(error),
     }
 }
@@ -181,11 +294,12 @@ fn unescape(text: &str) -> PathBuf {
 }
 
 /// Opens the block device that `devices[index]` of a container means. Blocks.
-pub fn open_block(index: usize, device: &BlockDevice) -> Result<File> {
+fn open_block(index: usize, device: &BlockDevice) -> Result<File> {
     let path = &device.host_path;
     let wrong = |problem: String| Error::Invalid(format!("config.devices[{index}].host_path: {problem}"));
-    let kind = fs::metadata(path).map_err(|error| wrong(format!("cannot look at {}: {error}", path.display())))?;
-    if !kind.file_type().is_block_device() {
+    let failed = |error: io::Error| wrong(format!("cannot open {}: {error}", path.display()));
+    let place = hold(path).map_err(failed)?;
+    if !place.metadata().map_err(failed)?.file_type().is_block_device() {
         let problem = format!(
             "{} is no block device of the host; no other device can be given to a guest: run the pod by another runtime \
              class",
@@ -193,13 +307,10 @@ pub fn open_block(index: usize, device: &BlockDevice) -> Result<File> {
         );
         return Err(wrong(problem));
     }
-    let opened = File::options().read(true).write(writable(device)).open(path);
-    let file = opened.map_err(|error| wrong(format!("cannot open {}: {error}", path.display())))?;
-    // Between the two, another file may have got the name.
-    match file.metadata() {
-        Ok(metadata) if metadata.file_type().is_block_device() => Ok(file),
-        _ => Err(wrong(format!("{} has changed", path.display()))),
-    }
+    let access = if writable(device) { OFlags::RDWR } else { OFlags::RDONLY };
+    // What was looked at, whatever has its name by now.
+    let opened = rustix::fs::openat(CWD, own(&place), access | OFlags::CLOEXEC, Mode::empty());
+    opened.map(File::from).map_err(|error| failed(error.into()))
 }
 
 /// Whether a container may write to a device.
@@ -246,6 +357,19 @@ mod tests {
         let error = open(&dangling).unwrap_err().to_string();
         assert!(error.contains("dangling"), "{error}");
         assert!(!Path::new("/no/such/place").exists());
+    }
+
+    #[test]
+    fn what_is_missing_is_not_made_where_a_planted_link_leads() {
+        let (directory, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        symlink(outside.path().join("gone"), directory.path().join("planted")).unwrap();
+        let error = open(&directory.path().join("planted/a/b")).unwrap_err().to_string();
+        assert!(error.starts_with("config.mounts[3].host_path: ") && error.contains("symbolic link"), "{error}");
+        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+        // What is there is the host's, links included.
+        fs::create_dir(outside.path().join("gone")).unwrap();
+        open(&directory.path().join("planted/a/b")).unwrap();
+        assert!(outside.path().join("gone/a/b").is_dir());
     }
 
     #[test]

@@ -39,7 +39,7 @@ impl Sandbox {
         }
         let hostname = status.config.host_name();
         // What is wrong with a mount is told before anything is made.
-        let volumes = Volumes::open(&id, &config).await?;
+        let volumes = Volumes::open(&self.id, &id, &config, self.manager.call_deadline()).await?;
         let spec = spec::build(&config, &defaults, &hostname, &format!("/pod/{id}"), volumes.binds.clone())?;
         let spec_json = serde_json::to_vec(&spec).map_err(|e| Error::Internal(e.to_string()))?;
         let apparmor_policy = match &config.security.apparmor {

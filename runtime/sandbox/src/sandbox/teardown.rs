@@ -7,7 +7,7 @@ use nacelle_proto::agent::v1 as api;
 use super::Sandbox;
 use crate::container::Container;
 use crate::failpoint::step;
-use crate::model::{ContainerState, MountSource, SandboxState};
+use crate::model::{ContainerState, MountSource, Propagation, SandboxState};
 use crate::vm::Vm;
 use crate::{Result, volumes};
 
@@ -32,7 +32,11 @@ impl Sandbox {
         let record = container.record();
         for (index, mount) in record.config.mounts.iter().enumerate() {
             if matches!(mount.source, MountSource::Host(_)) {
-                vm.remove_volume(volumes::name(&container.id, index)).await?;
+                let name = volumes::name(&container.id, index);
+                vm.remove_volume(name.clone()).await?;
+                if mount.propagation == Propagation::HostToContainer {
+                    volumes::unfollow(&self.id, vm.pidfd(), name, vm.call_deadline()).await?;
+                }
             }
         }
         step!("teardown.volumes");

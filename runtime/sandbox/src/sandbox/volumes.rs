@@ -4,6 +4,7 @@
 //! left is found by the container's record.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use nacelle_proto::agent::v1 as api;
 
@@ -28,23 +29,11 @@ pub struct Volumes {
 }
 
 impl Volumes {
-    /// Opens everything of the host that the container asks for.
-    pub async fn open(id: &str, config: &ContainerConfig) -> Result<Self> {
+    /// Opens everything of the host that a container of `pod` asks for, within `limit`.
+    pub async fn open(pod: &str, id: &str, config: &ContainerConfig, limit: Duration) -> Result<Self> {
         let mut binds: Vec<_> =
             config.mounts.iter().enumerate().map(|(index, mount)| Bind::of(id, index, mount)).collect();
-        let config = config.clone();
-        // A path may lie on a disk that is slow, or on another host.
-        let open = tokio::task::spawn_blocking(move || {
-            let mut host = Vec::new();
-            for (index, mount) in config.mounts.iter().enumerate() {
-                if let MountSource::Host(path) = &mount.source {
-                    host.push((index, volumes::open_host(index, path, mount.access, mount.propagation)?));
-                }
-            }
-            let block = config.devices.iter().enumerate().map(|(index, device)| volumes::open_block(index, device));
-            Ok::<_, Error>((host, block.collect::<Result<Vec<_>>>()?))
-        });
-        let (host, block) = open.await.map_err(|e| Error::Internal(e.to_string()))??;
+        let (host, block) = volumes::open_all(pod, config, limit).await?;
         for (index, volume) in &host {
             if let Some(bind) = binds.get_mut(*index) {
                 bind.read_only = volume.read_only;
@@ -66,7 +55,10 @@ impl Volumes {
             request.volumes = Some(api::Device { slot: vm.add_fs().await?.into() });
         }
         for (index, volume) in self.host {
-            vm.add_volume(volumes::name(&container.id, index), volume.access, volume.file).await?;
+            let (name, access) = (volumes::name(&container.id, index), volume.access);
+            let sandbox = container.record().sandbox_id;
+            let file = volume.for_vmm(&sandbox, vm.pidfd(), name.clone(), vm.call_deadline()).await?;
+            vm.add_volume(name, access, file).await?;
         }
         let config = container.record().config;
         for (index, mount) in config.mounts.iter().enumerate() {
