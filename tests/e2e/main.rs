@@ -13,6 +13,7 @@ mod container;
 mod contexts;
 mod events;
 mod faults;
+mod hostile;
 mod image;
 mod jail;
 mod lists;
