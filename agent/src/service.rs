@@ -39,10 +39,7 @@ impl Service {
         F: FnOnce(Arc<Agent>) -> W,
         W: Future<Output = Result<T>> + Send + 'static,
     {
-        match tokio::spawn(work(self.agent.clone())).await {
-            Ok(result) => Ok(result?),
-            Err(error) => Err(Status::internal(format!("the call was lost: {error}"))),
-        }
+        Ok(tokio::spawn(work(self.agent.clone())).await.map_err(Error::Lost)??)
     }
 }
 

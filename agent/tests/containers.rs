@@ -149,6 +149,40 @@ async fn exec_runs_as_the_container_does() {
 }
 
 #[tokio::test]
+async fn a_command_of_any_length_is_refused_in_words_and_harms_no_other_call() {
+    let mut agent = agent!();
+    agent.run("c", 1, &["sleep", "1000"]).await;
+    let waiting = {
+        let mut calls = agent.calls.clone();
+        let request = nacelle_proto::agent::v1::WaitRequest { container_id: "c".into(), exec_id: String::new() };
+        tokio::spawn(async move { calls.wait(request).await })
+    };
+    for (number, length) in [200, 16_000, 62_000, 100_000].into_iter().enumerate() {
+        // Each of its characters is three bytes, and becomes nine on the way.
+        for (kind, letter) in ["x", "\u{2026}"].into_iter().enumerate() {
+            let command = format!("/no/{}", letter.repeat(length / letter.len()));
+            let error = agent.exec("c", &format!("e{number}-{kind}"), &[&command]).await.unwrap_err();
+            assert_eq!(error.code(), Code::InvalidArgument, "{length}: {error}");
+            assert!(error.message().starts_with("cannot execute \"/no/"), "{length}: {error}");
+            assert!(error.message().len() < 5000, "{length}");
+            let reason = if length > 4096 { "File name too long (os error 36)" } else { "no such file or directory" };
+            assert!(error.message().ends_with(reason), "{length}: {error}");
+        }
+    }
+    let mut calls = agent.calls.clone();
+    calls.signal(kill("c", "", 9, false)).await.unwrap();
+    let answer = waiting.await.unwrap().expect("a call that was under way all the while goes on");
+    assert_eq!(answer.into_inner().exit_code, 137);
+    // What is too long for a container's own process is refused in the same words.
+    let command = format!("/no/{}", "x".repeat(100_000));
+    agent.calls.create_container(Agent::create("d", 2, &Agent::spec(&[&command]))).await.unwrap();
+    let error = agent.start_container("d").await.unwrap_err();
+    assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+    assert!(error.message().contains("bytes ...]"), "{error}");
+    assert_eq!(agent.wait("d", "").await, 126);
+}
+
+#[tokio::test]
 async fn standard_input_reaches_the_process_and_closes() {
     let mut agent = agent!();
     let mut request = Agent::create("c", 1, &Agent::spec(&["cat"]));

@@ -18,7 +18,12 @@ use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use libcontainer::{capabilities, seccomp};
 
 use super::message::ExecFailure;
+use crate::error::shorten;
 
+/// Most bytes of the command's path in a report, and how many of its end are kept: the report goes into the pipe in one
+/// piece, whether or not somebody reads it.
+const PATH_LIMIT: usize = 4096;
+const PATH_END: usize = 512;
 /// Exit code of a process whose command is not there.
 const NOT_FOUND: i32 = 127;
 /// Exit code of a process whose command is there but cannot be executed.
@@ -72,6 +77,7 @@ impl StatusExecutor {
 
     fn report(&self, failure: Failure) -> ! {
         let Failure { path, reason, command, code } = failure;
+        let path = shorten(&path, PATH_LIMIT, PATH_END).into_owned();
         let message = serde_json::to_vec(&ExecFailure { path, reason, command }).unwrap_or_default();
         if let Ok(pipe) = self.status.try_clone() {
             let _ = std::fs::File::from(pipe).write_all(&message);
