@@ -31,13 +31,22 @@ const MOUNTS: [(&str, &str, MountFlags, &CStr); 8] = [
     ("cgroup2", CGROUPS, NONE, c"nsdelegate,memory_recursiveprot"),
 ];
 
-/// Kernel parameters that a node has, too.
-const SYSCTLS: [(&str, &str); 4] = [
+/// Kernel parameters that a node has, too. The second half the kernel would derive from the memory that the guest starts
+/// with, which is little and not what the pod is limited by: threads count for its pids.max, and what a file, a watch or a
+/// waiting signal takes counts for its memory.
+const SYSCTLS: [(&str, &str); 8] = [
     ("vm/overcommit_memory", "1"),
     ("vm/max_map_count", "262144"),
     ("kernel/pid_max", "4194304"),
     ("fs/inotify/max_user_instances", "8192"),
+    ("fs/inotify/max_user_watches", "1048576"),
+    ("fs/epoll/max_user_watches", "4194304"),
+    ("fs/file-max", "9223372036854775807"),
+    ("kernel/threads-max", "4194304"),
 ];
+
+/// Signals, timers of POSIX among them, that may wait for a user's processes: as many as a host of 32 GiB lets wait.
+const PENDING_SIGNALS: u64 = 128 << 10;
 
 /// What comes before the ports are bound: a root that containers can be pivoted away
 /// from, and /proc.
@@ -145,6 +154,8 @@ pub fn bring_up_loopback() -> io::Result<()> {
 fn set_limits() -> rustix::io::Result<()> {
     let files = Some(1 << 20);
     setrlimit(Resource::Nofile, Rlimit { current: files, maximum: files })?;
-    // The kernel derives it from the guest's memory; a pod's limit is its pids controller.
+    // The kernel derives both from the guest's memory; a pod's limit is its pids controller.
+    let pending = Some(PENDING_SIGNALS);
+    setrlimit(Resource::Sigpending, Rlimit { current: pending, maximum: pending })?;
     setrlimit(Resource::Nproc, Rlimit { current: None, maximum: None })
 }

@@ -6,7 +6,7 @@
 //!   it is ready, and serves `agent.v1` and the standard streams over vsock;
 //! * `helper` ([`mod@helper`]): run by the first to build one container or process;
 //! * `pod-init` ([`pod_init`]): run by the first as process 1 of the pod's PID namespace;
-//! * `serve RUN SYSFS SOCKETS`: the first role's service on unix sockets, for tests.
+//! * `serve RUN SYSFS SOCKETS`: the first role's service on unix sockets, for tests; a release has no such role.
 
 mod agent;
 mod container;
@@ -31,6 +31,7 @@ mod process;
 mod random;
 mod reaper;
 mod sandbox;
+#[cfg(debug_assertions)]
 mod serve;
 mod server;
 mod service;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
     match args.next().as_deref() {
         Some(helper::ARGUMENT) => helper::child::main(),
         Some(pod_init::ARGUMENT) => pod_init::main(),
+        #[cfg(debug_assertions)]
         Some(serve::ARGUMENT) => serve::main(args.collect()),
         // The kernel passes on what it does not understand of its command line.
         _ if std::process::id() == 1 => guest::main(),

@@ -11,6 +11,7 @@
 
 use std::convert::Infallible;
 use std::ffi::{CStr, CString};
+use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -32,6 +33,9 @@ pub const ARGUMENT: &str = "pod-init";
 const READY: &[u8] = b"r";
 /// Written to it when it may go there.
 const GO: &[u8] = b"g";
+
+/// What the kubelet gives a pause container.
+const OOM_SCORE_ADJ: &str = "-998";
 
 /// The pod's PID namespace, which is made when it is first asked for.
 #[derive(Debug, Default)]
@@ -89,6 +93,8 @@ pub fn spawn(paths: &Paths, namespaces: libc::c_int, prepare: impl FnOnce(i32) -
             let pid = i32::try_from(pid).map_err(io::Error::other)?;
             // If that fails, the child sees the pipe end and ends, too.
             prepare(pid)?;
+            // All of the pod's processes would end with it, for the few pages that it has.
+            fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE_ADJ)?;
             rustix::io::write(&go, GO)?;
             let mut byte = [0; 1];
             match rustix::io::read(&ready, &mut byte)? {

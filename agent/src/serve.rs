@@ -1,4 +1,4 @@
-//! The agent's service on unix sockets, for tests without a guest.
+//! The agent's service on unix sockets, for tests without a guest. What is built for guests goes without.
 
 use std::error::Error;
 use std::path::PathBuf;
