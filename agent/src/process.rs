@@ -3,12 +3,14 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::watch;
 
 use crate::container::cgroup::Cgroup;
 use crate::error::{Error, Result};
 use crate::helper::client::open_pidfd;
+use crate::log::{self, Level};
 use crate::reaper::{Exit, ExitWatch, Reaper, ended};
 use crate::stdio::streams::Streams;
 
@@ -17,7 +19,7 @@ use crate::stdio::streams::Streams;
 pub struct Outcome {
     /// Its exit.
     pub exit: Exit,
-    /// Whether the out-of-memory killer struck in its container while it ran.
+    /// Whether it was the out-of-memory killer that ended it.
     pub oom_killed: bool,
 }
 
@@ -28,19 +30,44 @@ pub struct Process {
     pub pid: i32,
     /// Its standard streams.
     pub streams: Arc<Streams>,
+    /// Whether the agent has sent it SIGKILL.
+    killed: Arc<AtomicBool>,
     pidfd: OwnedFd,
     outcome: watch::Receiver<Option<Outcome>>,
 }
 
+/// What a process is to its container.
+#[derive(Debug, Clone)]
+pub enum Role {
+    /// Its own process, in its control group, the rest of which is killed when this ends.
+    Init(Cgroup),
+    /// A further one in the container with this control group.
+    Exec(Cgroup),
+}
+
+impl Role {
+    fn container(&self) -> &Cgroup {
+        match self {
+            Self::Init(container) | Self::Exec(container) => container,
+        }
+    }
+}
+
 impl Process {
-    /// Follows the process `pid` in `cgroup` to its end. It must still be the child of the
-    /// helper that made it. If `leader`, the rest of the group is killed when it ends.
-    pub fn follow(pid: i32, streams: Arc<Streams>, cgroup: Cgroup, leader: bool, reaper: &Reaper) -> Result<Arc<Self>> {
+    /// Follows the process `pid` to its end. It must still be the child of the helper that
+    /// made it.
+    pub fn follow(pid: i32, streams: Arc<Streams>, role: &Role, reaper: &Reaper) -> Result<Arc<Self>> {
         let pidfd = open_pidfd(pid)?;
         let (sender, outcome) = watch::channel(None);
-        let oom_kills = cgroup.oom_kills();
-        tokio::spawn(follow(reaper.register(pid), cgroup, oom_kills, leader, sender));
-        Ok(Arc::new(Self { pid, streams, pidfd, outcome }))
+        let oom_kills = role.container().oom_kills();
+        let killed = Arc::new(AtomicBool::new(false));
+        tokio::spawn(follow(reaper.register(pid), role.clone(), oom_kills, killed.clone(), sender));
+        Ok(Arc::new(Self { pid, streams, killed, pidfd, outcome }))
+    }
+
+    /// The agent is about to send it SIGKILL, by whatever means.
+    pub fn to_be_killed(&self) {
+        self.killed.store(true, Ordering::Relaxed);
     }
 
     /// How it ended, if it has.
@@ -58,6 +85,9 @@ impl Process {
     /// Sends a signal, 1 to 64. Without effect on a process that has ended; an error of kind
     /// `PermissionDenied` from one whose AppArmor profile does not let it take signals.
     pub fn signal(&self, signal: i32) -> io::Result<()> {
+        if signal == libc::SIGKILL {
+            self.to_be_killed();
+        }
         let none: *const libc::siginfo_t = std::ptr::null();
         // SAFETY: the call takes a descriptor we own, two integers and a null pointer,
         // which stands for the default details of a signal.
@@ -72,16 +102,22 @@ impl Process {
 
 async fn follow(
     mut exit: ExitWatch,
-    cgroup: Cgroup,
+    role: Role,
     oom_kills: u64,
-    leader: bool,
+    killed: Arc<AtomicBool>,
     outcome: watch::Sender<Option<Outcome>>,
 ) {
     let exit = ended(&mut exit).await;
-    let oom_killed = cgroup.oom_kills() > oom_kills;
-    if leader {
-        // The kernel does so where the container has a PID namespace of its own.
-        let _ = cgroup.kill();
+    // Not by the container's own group alone: its process may have moved to one that it made below.
+    let struck = role.container().oom_kills() > oom_kills;
+    let oom_killed = struck && exit.signal == Some(libc::SIGKILL) && !killed.load(Ordering::Relaxed);
+    if let Role::Init(cgroup) = role {
+        if struck {
+            let whom = if oom_killed { "its own process" } else { "a process" };
+            log::line(Level::Error, &format!("{} was out of memory: {whom} was killed", cgroup.path().display()));
+        }
+        // The kernel does so where the container has a PID namespace of its own. Nobody is told of the end before.
+        let _ = tokio::task::spawn_blocking(move || cgroup.kill()).await;
     }
     let _ = outcome.send(Some(Outcome { exit, oom_killed }));
 }

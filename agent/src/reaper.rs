@@ -18,6 +18,8 @@ use tokio::sync::watch;
 pub struct Exit {
     /// 0 to 255; 128 + signal for a process that a signal ended.
     pub code: i32,
+    /// The signal that ended it, if one did.
+    pub signal: Option<i32>,
     /// Nanoseconds since the Unix epoch.
     pub finished_at: i64,
 }
@@ -30,7 +32,11 @@ impl Exit {
             (None, None) => 255,
         };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { code, finished_at: i64::try_from(now.as_nanos()).unwrap_or(i64::MAX) }
+        Self {
+            code,
+            signal: status.terminating_signal(),
+            finished_at: i64::try_from(now.as_nanos()).unwrap_or(i64::MAX),
+        }
     }
 }
 
@@ -83,11 +89,13 @@ impl Reaper {
     }
 }
 
+const UNKNOWN: Exit = Exit { code: 255, signal: None, finished_at: 0 };
+
 /// Waits until the process behind `watch` has ended.
 pub async fn ended(watch: &mut ExitWatch) -> Exit {
     match watch.wait_for(Option::is_some).await {
-        Ok(exit) => (*exit).unwrap_or(Exit { code: 255, finished_at: 0 }),
+        Ok(exit) => (*exit).unwrap_or(UNKNOWN),
         // The reaper lives as long as the agent.
-        Err(_) => Exit { code: 255, finished_at: 0 },
+        Err(_) => UNKNOWN,
     }
 }

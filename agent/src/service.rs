@@ -89,7 +89,8 @@ impl agent_server::Agent for Service {
 
     async fn signal(&self, request: Request<api::SignalRequest>) -> Answer<api::SignalResponse> {
         let request = request.into_inner();
-        self.agent.container(&request.container_id)?.signal(&request.exec_id, request.signal, request.all)?;
+        let container = self.agent.container(&request.container_id)?;
+        self.agent.blocking(move || container.signal(&request)).await?;
         Ok(Response::new(api::SignalResponse {}))
     }
 
@@ -116,7 +117,7 @@ impl agent_server::Agent for Service {
 
     async fn list_containers(&self, _: Request<api::ListContainersRequest>) -> Answer<api::ListContainersResponse> {
         let containers = self.agent.containers();
-        let containers = containers.iter().filter_map(|container| describe(container)).collect();
+        let containers = containers.iter().map(|container| describe(container)).collect();
         Ok(Response::new(api::ListContainersResponse { containers }))
     }
 
@@ -165,20 +166,22 @@ impl agent_server::Agent for Service {
     }
 }
 
-fn describe(container: &Container) -> Option<api::ContainerInfo> {
-    let (state, exit) = match container.status()? {
-        container::Status::Created => (api::container_info::State::Created, None),
-        container::Status::Running => (api::container_info::State::Running, None),
-        container::Status::Exited(outcome) => (api::container_info::State::Exited, Some(exit(outcome))),
+fn describe(container: &Container) -> api::ContainerInfo {
+    let (state, exit) = match container.status() {
+        None => (api::container_info::State::Creating, None),
+        Some(container::Status::Created) => (api::container_info::State::Created, None),
+        Some(container::Status::Running) => (api::container_info::State::Running, None),
+        Some(container::Status::Exited(outcome)) => (api::container_info::State::Exited, Some(exit(outcome))),
     };
-    Some(api::ContainerInfo {
+    api::ContainerInfo {
         container_id: container.id.clone(),
         state: state.into(),
         exit,
         pid: container.process().map_or(0, |process| unsigned(process.pid)),
         exec_ids: container.exec_ids(),
         devices: devices(container.slots()),
-    })
+        starting: container.starting(),
+    }
 }
 
 fn exit(outcome: Outcome) -> api::WaitResponse {
@@ -195,4 +198,19 @@ fn devices(slots: &[u32]) -> Vec<api::Device> {
 
 fn unsigned(pid: i32) -> u32 {
     u32::try_from(pid).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::container::cgroup::Cgroup;
+
+    #[test]
+    fn a_container_that_is_being_created_is_listed_with_what_it_holds() {
+        let container = Container::new("c".into(), vec![3, 4], Cgroup::at("/no/such/group".into()));
+        let info = describe(&container);
+        assert_eq!((info.state(), info.container_id.as_str()), (api::container_info::State::Creating, "c"));
+        assert_eq!(info.devices, devices(&[3, 4]));
+        assert!(!info.starting && info.exit.is_none() && info.pid == 0);
+    }
 }

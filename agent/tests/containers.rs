@@ -31,7 +31,7 @@ async fn state(agent: &mut Agent, id: &str) -> State {
 }
 
 fn kill(id: &str, exec: &str, signal: u32, all: bool) -> SignalRequest {
-    SignalRequest { container_id: id.into(), exec_id: exec.into(), signal, all }
+    SignalRequest { container_id: id.into(), exec_id: exec.into(), signal, all, exec_tree: false }
 }
 
 #[tokio::test]

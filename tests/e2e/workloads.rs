@@ -165,3 +165,64 @@ if __name__ == '__main__':
     // What sleeps as the first process of its namespace would not hear of a stop before the grace period ends.
     service.client.remove_pod(&service.pod).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_probe_that_takes_too_long_ends_with_all_that_it_has_started() {
+    let service = Service::start_with("busybox", &["sleep", "100000"]).await;
+    // One that ends in time leaves alone what it started.
+    service.output(&["sh", "-c", "setsid sleep 11111 > /dev/null 2>&1 & true"]).await;
+    let script = "setsid sh -c 'sleep 22222 & sleep 33333' & sleep 44444";
+    let timeout = i64::try_from(limit(2).as_secs()).unwrap();
+    let late = service.client.exec_for(&service.container, &["sh", "-c", script], timeout).await.unwrap_err();
+    assert_eq!(late.code(), tonic::Code::DeadlineExceeded, "{late}");
+    let deadline = Instant::now() + limit(30);
+    loop {
+        let running = service.output(&["sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"]).await;
+        assert!(running.contains("sleep 100000") && running.contains("sleep 11111"), "{running}");
+        if ["22222", "33333", "44444"].iter().all(|number| !running.contains(&format!("sleep {number}"))) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{running}");
+    }
+    service.client.remove_pod(&service.pod).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_command_of_any_length_is_refused_in_words_and_harms_no_other() {
+    let service = Service::start_with("busybox", &["sleep", "100000"]).await;
+    let (client, id) = (service.client.clone(), service.container.clone());
+    let other = tokio::spawn(async move { client.exec(&id, &["sh", "-c", "while ! [ -e /go ]; do :; done"]).await });
+    for length in [16_000, 62_000, 100_000] {
+        let command = format!("/no/{}", "x".repeat(length));
+        let error = service.client.exec(&service.container, &[&command]).await.unwrap_err();
+        assert!(error.message().contains("cannot execute") && error.message().len() < 6000, "{length}: {error}");
+        assert!(error.message().contains("too long"), "{length}: {error}");
+    }
+    service.output(&["touch", "/go"]).await;
+    assert_eq!(other.await.unwrap().expect("an exec that ran all the while").exit_code, 0);
+    service.client.remove_pod(&service.pod).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_container_whose_child_was_killed_for_want_of_memory_has_ended_as_it_says_itself() {
+    let client = Client::node().await;
+    client.pull("busybox").await.unwrap();
+    let logs = tempfile::tempdir().unwrap();
+    let pod = client.run_pod(logs.path()).await.unwrap();
+    for (end, expected) in [("exit 0", (0, "Completed")), ("exit 3", (3, "Error"))] {
+        let script = format!("sh -c 'dd if=/dev/zero of=/dev/null bs=64M; true'; {end}");
+        let mut config = container_config("busybox", &["sh", "-c", &script]);
+        config.metadata.as_mut().unwrap().name = format!("ends-{}", expected.0);
+        let limits = 15 << 20;
+        config.linux.as_mut().unwrap().resources = Some(cri::LinuxContainerResources {
+            memory_limit_in_bytes: limits,
+            memory_swap_limit_in_bytes: limits,
+            ..Default::default()
+        });
+        let id = client.create_as(&pod, config).await.unwrap();
+        client.start(&id).await.unwrap();
+        let status = client.wait_exit(&id).await.unwrap();
+        assert_eq!((status.exit_code, status.reason.as_str()), expected, "{status:?}");
+    }
+    client.remove_pod(&pod).await.unwrap();
+}

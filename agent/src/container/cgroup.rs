@@ -70,7 +70,21 @@ impl Cgroup {
         Self::at(self.path.join(format!("killed-{pid}")))
     }
 
-    /// How many processes of the group the out-of-memory killer has struck so far.
+    /// Makes a group below, for a process and what it starts. Like that of a process that is
+    /// killed alone it has no controllers, so its processes count for this group, and a group
+    /// may have it beside processes of its own.
+    pub fn create_below(&self, name: &str) -> Result<Self> {
+        let below = Self::at(self.path.join(name));
+        drop(below.create()?);
+        Ok(below)
+    }
+
+    /// Removes the group, unless a process is left in it; answers whether it is gone.
+    pub fn remove_if_empty(&self) -> bool {
+        remove_tree(&self.path).is_ok()
+    }
+
+    /// How many processes of the group and below the out-of-memory killer has struck so far.
     pub fn oom_kills(&self) -> u64 {
         fs::read_to_string(self.path.join("memory.events")).map_or(0, |events| field(&events, "oom_kill"))
     }

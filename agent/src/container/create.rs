@@ -22,7 +22,7 @@ use crate::helper::client::Helper;
 use crate::helper::{Create, Request};
 use crate::paths::container_cgroup;
 use crate::pod_init;
-use crate::process::Process;
+use crate::process::{Process, Role};
 use crate::stdio::streams::Streams;
 use crate::users::{Databases, Identity};
 
@@ -33,13 +33,12 @@ impl Agent {
         self.sandbox.check_configured()?;
         let slot = request.rootfs.as_ref().ok_or_else(|| Error::invalid("rootfs", "there is none"))?.slot;
         let slots = [slot].into_iter().chain(volumes::slots(&request)).collect();
-        let spec = spec::parse(&request.spec_json)?;
         let id = request.container_id.clone();
         let cgroup = Cgroup::at(container_cgroup(&id).1);
         let container = Arc::new(Container::new(id, slots, cgroup));
         let _order = container.order.clone().write_owned().await;
         self.add_container(&container)?;
-        let built = self.build_container(&container, request, spec).await;
+        let built = self.build_container(&container, request).await;
         if built.is_err() {
             // What could not be torn down stays in the table, for a removal to try again.
             if self.tear_down(&container).await.is_ok() {
@@ -53,13 +52,16 @@ impl Agent {
         self: &Arc<Self>,
         container: &Arc<Container>,
         request: CreateContainerRequest,
-        mut spec: Spec,
     ) -> Result<Identity> {
         let (stdin, terminal) = (request.stdin, request.terminal);
         let agent = self.clone();
         let prepared = {
             let container = container.clone();
-            self.blocking(move || agent.prepare(&container, &request, &mut spec).map(|identity| (spec, identity)))
+            self.blocking(move || {
+                let mut spec = spec::parse(&request.spec_json)?;
+                let identity = agent.prepare(&container, &request, &mut spec)?;
+                Ok((spec, identity))
+            })
         };
         let (spec, identity) = prepared.await?;
         let process = spec.process().clone().ok_or_else(|| Error::invalid("spec_json", "it has no process"))?;
@@ -85,8 +87,8 @@ impl Agent {
             (None, Some(master)) => terminal_streams(master, stdin, user, &process)?,
             (None, None) => return Err(Error::State("libcontainer gave no terminal".into())),
         };
-        let process_handle =
-            Process::follow(built.pid, Arc::new(streams), container.cgroup.clone(), true, &self.reaper)?;
+        let role = Role::Init(container.cgroup.clone());
+        let process_handle = Process::follow(built.pid, Arc::new(streams), &role, &self.reaper)?;
         helper.release()?;
 
         let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());

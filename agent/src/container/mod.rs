@@ -63,7 +63,9 @@ pub struct Container {
 struct State {
     phase: Phase,
     init: Option<Arc<Init>>,
-    execs: HashMap<String, Option<Arc<Process>>>,
+    execs: HashMap<String, ExecState>,
+    /// Groups of execs that are forgotten, in which something that they left behind may still run.
+    left: Vec<Cgroup>,
 }
 
 /// How far a container has come.
@@ -72,7 +74,9 @@ enum Phase {
     #[default]
     Creating,
     Created,
-    /// Its process was told to start; whether it still runs, the process knows.
+    /// Its process is being told to start.
+    Starting,
+    /// It was; whether it still runs, the process knows.
     Started,
     Removing,
 }
@@ -89,6 +93,24 @@ struct Init {
     seccomp: Option<PathBuf>,
 }
 
+/// How far a further process has come.
+#[derive(Debug)]
+enum ExecState {
+    /// It is being started.
+    Starting,
+    /// It is, and was forgotten meanwhile: it is to be killed as soon as it is there.
+    Abandoned,
+    /// It was started.
+    Started(Arc<Exec>),
+}
+
+/// A further process, and the control group for it and all that it starts.
+#[derive(Debug)]
+struct Exec {
+    process: Arc<Process>,
+    group: Cgroup,
+}
+
 /// What a container is doing, for a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
@@ -101,7 +123,8 @@ pub enum Status {
 }
 
 impl Container {
-    fn new(id: String, slots: Vec<u32>, cgroup: Cgroup) -> Self {
+    /// One that is about to be created.
+    pub fn new(id: String, slots: Vec<u32>, cgroup: Cgroup) -> Self {
         Self { id, slots, cgroup, layer: Layer::default(), order: Arc::default(), state: Mutex::default() }
     }
 
@@ -136,7 +159,12 @@ impl Container {
         })
     }
 
-    /// Names of its exec processes, ended ones included.
+    /// Whether its start is under way: it counts as running meanwhile.
+    pub fn starting(&self) -> bool {
+        self.lock().phase == Phase::Starting
+    }
+
+    /// Names of its exec processes, ended ones and those that are being started included.
     pub fn exec_ids(&self) -> Vec<String> {
         self.lock().execs.keys().cloned().collect()
     }
@@ -146,8 +174,35 @@ impl Container {
         if exec.is_empty() {
             return self.process().ok_or_else(|| Error::NoContainer(self.id.clone()));
         }
-        let found = self.lock().execs.get(exec).cloned().flatten();
-        found.ok_or_else(|| Error::NoExec { container: self.id.clone(), exec: exec.to_owned() })
+        Ok(self.find_exec(exec)?.process.clone())
+    }
+
+    fn find_exec(&self, exec: &str) -> Result<Arc<Exec>> {
+        match self.lock().execs.get(exec) {
+            Some(ExecState::Started(found)) => Ok(found.clone()),
+            _ => Err(Error::NoExec { container: self.id.clone(), exec: exec.to_owned() }),
+        }
+    }
+
+    /// Kills all of its processes. Blocks, for as long as the kernel is busy with control groups.
+    fn kill(&self) -> Result<()> {
+        {
+            let state = self.lock();
+            let execs = state.execs.values().filter_map(|exec| match exec {
+                ExecState::Started(exec) => Some(&exec.process),
+                ExecState::Starting | ExecState::Abandoned => None,
+            });
+            state.init.iter().map(|init| &init.process).chain(execs).for_each(|process| process.to_be_killed());
+        }
+        self.cgroup.kill()
+    }
+
+    /// Removes a group of an exec that is forgotten, as soon as nothing is left in it, and those of earlier ones. Blocks.
+    fn leave(&self, group: Cgroup) {
+        let mut left = std::mem::take(&mut self.lock().left);
+        left.push(group);
+        left.retain(|group| !group.remove_if_empty());
+        self.lock().left.append(&mut left);
     }
 
     fn init(&self) -> Result<Arc<Init>> {

@@ -23,7 +23,7 @@ impl Agent {
         let Ok(container) = self.container(id) else { return Ok(Vec::new()) };
         // First of all, so that no call in progress on it takes longer than it must.
         container.begin_removal();
-        container.cgroup.kill()?;
+        self.kill_container(&container).await?;
         let _order = container.order.clone().write_owned().await;
         match self.container(id) {
             Ok(same) if Arc::ptr_eq(&same, &container) => {}
@@ -37,7 +37,7 @@ impl Agent {
 
     /// Undoes a container, however far its creation came. May be repeated.
     pub(super) async fn tear_down(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
-        container.cgroup.kill()?;
+        self.kill_container(container).await?;
         if let Ok(init) = container.init()
             && timeout(scaled(PATIENCE), init.process.wait()).await.is_err()
         {
@@ -47,6 +47,11 @@ impl Agent {
         let agent = self.clone();
         let container = container.clone();
         self.blocking(move || agent.clean_up(&container)).await
+    }
+
+    async fn kill_container(&self, container: &Arc<Container>) -> Result<()> {
+        let container = container.clone();
+        self.blocking(move || container.kill()).await
     }
 
     /// Everything after the last process. Blocks.

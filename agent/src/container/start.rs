@@ -8,7 +8,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 
-use super::{Container, Phase};
+use super::{Container, Init, Phase};
 use crate::agent::Agent;
 use crate::error::{Error, Result};
 use crate::fd;
@@ -25,9 +25,21 @@ impl Agent {
         let init = container.init()?;
         container.begin_start()?;
         if init.process.outcome().is_some() {
+            container.end_start(Phase::Started);
             return Err(Error::State(format!("container {id} was killed before it was started")));
         }
-        self.tell_to_start(id).await?;
+        if let Err(error) = self.tell_to_start(id).await {
+            // It waits as before.
+            container.end_start(Phase::Created);
+            return Err(error);
+        }
+        let started = self.started(&init).await;
+        container.end_start(Phase::Started);
+        started
+    }
+
+    /// Waits until the process has become its command.
+    async fn started(&self, init: &Init) -> Result<i32> {
         let status = init.status.lock().ok().and_then(|mut status| status.take());
         if let Some(status) = status
             && let Some(failure) = execution_failure(status).await?
@@ -56,11 +68,19 @@ impl Container {
         let mut state = self.lock();
         match state.phase {
             Phase::Created => {
-                state.phase = Phase::Started;
+                state.phase = Phase::Starting;
                 Ok(())
             }
-            Phase::Started => Err(Error::State(format!("container {} was started before", self.id))),
+            Phase::Starting | Phase::Started => Err(Error::State(format!("container {} was started before", self.id))),
             Phase::Creating | Phase::Removing => Err(Error::NoContainer(self.id.clone())),
+        }
+    }
+
+    fn end_start(&self, phase: Phase) {
+        let mut state = self.lock();
+        // A removal may have begun meanwhile.
+        if state.phase == Phase::Starting {
+            state.phase = phase;
         }
     }
 }
@@ -92,4 +112,30 @@ pub(super) async fn execution_failure(status: OwnedFd) -> Result<Option<Error>> 
         }
         Err(error) => Error::Helper { action: "start a process", reason: format!("its report is malformed: {error}") },
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::container::cgroup::Cgroup;
+
+    #[test]
+    fn a_start_shows_while_it_is_under_way_and_may_be_repeated_if_nobody_was_told() {
+        let container = Container::new("c".into(), Vec::new(), Cgroup::at("/no/such/group".into()));
+        assert!(container.begin_start().is_err(), "it is being created");
+        container.lock().phase = Phase::Created;
+        container.begin_start().unwrap();
+        assert!(container.starting());
+        assert!(container.begin_start().unwrap_err().to_string().contains("started before"));
+        container.end_start(Phase::Created);
+        assert!(!container.starting());
+        container.begin_start().unwrap();
+        container.end_start(Phase::Started);
+        assert!(!container.starting());
+        assert!(container.begin_start().unwrap_err().to_string().contains("started before"));
+        // A removal that came meanwhile has the last word.
+        container.lock().phase = Phase::Removing;
+        container.end_start(Phase::Created);
+        assert!(matches!(container.begin_start(), Err(Error::NoContainer(_))));
+    }
 }

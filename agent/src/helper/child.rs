@@ -111,7 +111,8 @@ fn build_tenant(
     let pid = builder(&request.id, &request.directory, executor, stdio, console.as_ref())
         .and_then(|builder| {
             let process = request.directory.join("process.json");
-            builder.as_tenant().with_detach(true).with_process(Some(process)).build()
+            let tenant = builder.as_tenant().with_sub_cgroup(Some(request.group.clone()));
+            tenant.with_detach(true).with_process(Some(process)).build()
         })
         .map_err(describe)?;
     finish(pid.as_raw(), console)

@@ -41,7 +41,8 @@ pub struct Built {
 }
 
 impl Helper {
-    /// Runs a helper that is to do what `action` says in messages.
+    /// Runs a helper that is to do what `action` says in messages. On the runtime's own thread, although that waits until
+    /// the program is executed: the reaper, which is there, must not reap it before it is registered.
     pub fn spawn(paths: &Paths, reaper: &Reaper, action: &'static str) -> Result<Self> {
         let failed = || Error::system("run the helper");
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)

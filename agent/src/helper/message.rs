@@ -58,6 +58,8 @@ pub struct Tenant {
     pub directory: PathBuf,
     /// Whether it gets a terminal.
     pub terminal: bool,
+    /// The control group below the container's that it is for, by its name.
+    pub group: String,
     /// What libcontainer leaves out.
     pub late: Option<Late>,
     /// The user namespace of the container, if it is not the guest's.
@@ -72,7 +74,7 @@ pub struct Inside {
     pub namespace: PathBuf,
     /// User and group outside that are its root.
     pub root: (u32, u32),
-    /// Directory of the container's control group, which cannot be joined from inside.
+    /// Directory of the process's control group, which cannot be joined from inside.
     pub cgroup: PathBuf,
     /// The process's own adjustment of the out-of-memory score, which may not be lowered from
     /// inside.

@@ -134,7 +134,8 @@ async fn forget(agent: Agent, start: Option<JoinHandle<Result<()>>>, request: ap
 }
 
 /// Runs `command` and waits for its end, for as long as `limit` if there is one. When the
-/// limit passes, or the caller goes away, the process is killed in the guest.
+/// limit passes, or the caller goes away, the process is killed in the guest, with all that it
+/// has started.
 pub async fn exec_sync(
     agent: &Agent,
     container_id: &str,

@@ -226,7 +226,8 @@ impl Sandbox {
     /// Sends a signal to a container's process, or to all its processes.
     pub async fn signal(&self, id: &str, signal: u32, all: bool) -> Result<()> {
         let mut client = self.agent.client();
-        let request = api::SignalRequest { container_id: id.into(), exec_id: String::new(), signal, all };
+        let container_id = id.into();
+        let request = api::SignalRequest { container_id, signal, all, ..api::SignalRequest::default() };
         self.agent.call("signal the container", client.signal(request)).await.map(drop)
     }
 }
