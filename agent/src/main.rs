@@ -9,6 +9,7 @@
 //! * `serve RUN SYSFS SOCKETS`: the first role's service on unix sockets, for tests; a release has no such role.
 
 mod agent;
+mod clock;
 mod container;
 mod devices;
 mod error;

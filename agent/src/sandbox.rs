@@ -9,19 +9,17 @@ use std::time::{Duration, Instant};
 
 use nacelle_proto::agent::v1::ConfigureSandboxRequest;
 use rustix::mount::{MountFlags, UnmountFlags, unmount};
-use rustix::time::{ClockId, Timespec, clock_settime};
 
 use crate::agent::Agent;
 use crate::container::cgroup::Cgroup;
 use crate::container::{mount_at, unmount_at};
 use crate::error::{Error, Result};
-use crate::hugepages;
 use crate::ids::IdMap;
 use crate::namespaces::{PodNamespaces, as_user};
 use crate::paths::{CGROUPS, POD_CGROUP};
 use crate::patience::scaled;
 use crate::pod_init::PodPids;
-use crate::random;
+use crate::{clock, hugepages, random};
 
 /// How long containers may take to end when the guest is shut down.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -111,7 +109,7 @@ impl Agent {
         for (size, bytes) in &request.hugepages {
             hugepages::reserve(Path::new("/sys/kernel/mm/hugepages"), size, *bytes)?;
         }
-        set_clock(request.clock_seconds, request.clock_nanoseconds)
+        clock::start(request.clock_seconds, request.clock_nanoseconds)
     }
 
     /// Makes the pod's user namespace, or sees that it is the one that was made.
@@ -213,14 +211,6 @@ fn limit_processes(limit: u64) -> Result<()> {
     }
     let file = Path::new(CGROUPS).join(POD_CGROUP).join("pids.max");
     fs::write(&file, limit.to_string()).map_err(Error::path("limit the pod's processes by", file))
-}
-
-fn set_clock(seconds: i64, nanoseconds: i32) -> Result<()> {
-    if seconds == 0 {
-        return Ok(());
-    }
-    let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() };
-    clock_settime(ClockId::Realtime, time).map_err(Error::system("set the clock"))
 }
 
 #[cfg(test)]

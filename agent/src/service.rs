@@ -8,10 +8,12 @@ use std::sync::Arc;
 
 use nacelle_proto::agent::v1 as api;
 use nacelle_proto::agent::v1::agent_server;
+use nacelle_proto::features;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 use crate::agent::Agent;
+use crate::clock;
 use crate::container::{self, Container};
 use crate::error::{Error, Result};
 use crate::process::Outcome;
@@ -50,6 +52,7 @@ impl agent_server::Agent for Service {
         Ok(Response::new(api::InfoResponse {
             agent_version: env!("CARGO_PKG_VERSION").into(),
             kernel_release: kernel.release().to_string_lossy().into_owned(),
+            features: features::ALL.map(str::to_owned).into(),
         }))
     }
 
@@ -128,6 +131,10 @@ impl agent_server::Agent for Service {
         let request = request.into_inner();
         self.finish(|agent| async move { agent.update_container(request).await }).await?;
         Ok(Response::new(api::UpdateContainerResponse {}))
+    }
+
+    async fn set_clock(&self, request: Request<api::SetClockRequest>) -> Answer<api::SetClockResponse> {
+        Ok(Response::new(clock::set(request.get_ref())?))
     }
 
     async fn resize_terminal(

@@ -9,7 +9,8 @@ use std::time::Duration;
 use harness::{Agent, possible};
 use nacelle_proto::agent::v1::container_info::State;
 use nacelle_proto::agent::v1::{
-    ExecRequest, ForgetExecRequest, ListContainersRequest, ResizeTerminalRequest, ShutdownRequest, SignalRequest,
+    ExecRequest, ForgetExecRequest, InfoRequest, ListContainersRequest, ResizeTerminalRequest, SetClockRequest,
+    ShutdownRequest, SignalRequest, StatsRequest,
 };
 use nacelle_proto::stdio::Stream;
 use serde_json::json;
@@ -333,6 +334,132 @@ async fn an_exec_s_wait_does_not_wait_for_its_children() {
     agent.calls.create_container(Agent::create("e", 3, &spec)).await.unwrap();
     agent.start_container("e").await.unwrap();
     assert_eq!(agent.read("e", "", Stream::Stdout).await, "");
+}
+
+/// A shell's commands that leave a child in a session of its own, whose parent ends at once, and print its id.
+const DAEMON: &str = "setsid sh -c 'sleep 1000 & echo $!' < /dev/null; ";
+
+/// How many processes a container has.
+async fn processes(agent: &mut Agent, id: &str) -> u64 {
+    let stats = agent.calls.stats(StatsRequest { processes: true }).await.unwrap().into_inner();
+    let usage = stats.containers.iter().find(|usage| usage.container_id == id).unwrap();
+    usage.processes.unwrap().processes
+}
+
+#[tokio::test]
+async fn an_exec_is_killed_with_all_that_it_has_started_and_nothing_else() {
+    let mut agent = agent!();
+    agent.run("c", 1, &["sleep", "1000"]).await;
+    let tree = |exec: &str, signal| SignalRequest { exec_tree: true, ..kill("c", exec, signal, false) };
+    let mut held = vec![];
+    for exec in ["killed", "forgotten", "ended", "other"] {
+        let end = if exec == "ended" { "true" } else { "exec sleep 1000" };
+        agent.exec("c", exec, &["sh", "-c", &format!("{DAEMON}{end}")]).await.unwrap();
+        // Its child is there.
+        let mut socket = agent.open("c", exec, Stream::Stdout, 0).await.unwrap();
+        assert!(socket.read_u8().await.unwrap().is_ascii_digit());
+        held.push(socket);
+    }
+    assert_eq!(agent.wait("c", "ended").await, 0);
+    // The container's own, three execs with a child each, and what the fourth has left behind.
+    until(&mut agent, "c", 8).await;
+    agent.calls.signal(tree("killed", 9)).await.unwrap();
+    assert_eq!(agent.wait("c", "killed").await, 137);
+    until(&mut agent, "c", 6).await;
+
+    let forget = |exec: &str| ForgetExecRequest { container_id: "c".into(), exec_id: exec.into() };
+    // One that runs goes with what it has started, one that has ended leaves it.
+    agent.calls.forget_exec(forget("forgotten")).await.unwrap();
+    agent.calls.forget_exec(forget("ended")).await.unwrap();
+    agent.calls.forget_exec(forget("killed")).await.unwrap();
+    until(&mut agent, "c", 4).await;
+    // Another signal reaches all of the tree as well; and nobody but execs has one.
+    agent.calls.signal(tree("other", 15)).await.unwrap();
+    assert_eq!(agent.wait("c", "other").await, 143);
+    until(&mut agent, "c", 2).await;
+    for wrong in [tree("", 9), SignalRequest { all: true, ..tree("other", 9) }] {
+        let error = agent.calls.signal(wrong).await.unwrap_err();
+        assert!(error.code() == Code::InvalidArgument && error.message().contains("exec_tree"), "{error}");
+    }
+    agent.calls.forget_exec(forget("other")).await.unwrap();
+    // What is empty is gone, what is not stays until it is.
+    assert_eq!(agent.groups("c").len(), 1, "{:?}", agent.groups("c"));
+    assert_eq!(state(&mut agent, "c").await, State::Running);
+    agent.remove("c").await;
+    assert_eq!(agent.leftovers(), [""; 0].map(std::path::PathBuf::from));
+}
+
+/// Waits until a container has this many processes: what is killed ends when the kernel gets to it.
+async fn until(agent: &mut Agent, id: &str, count: u64) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    loop {
+        let found = processes(agent, id).await;
+        if found == count {
+            return;
+        }
+        assert!(std::time::Instant::now() < deadline, "{found} processes instead of {count}");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn an_exec_that_is_forgotten_while_it_is_started_does_not_run_on() {
+    let mut agent = agent!();
+    agent.run("c", 1, &["sleep", "1000"]).await;
+    let forget = || ForgetExecRequest { container_id: "c".into(), exec_id: "e".into() };
+    for _ in 0..20 {
+        let starting = {
+            let mut calls = agent.calls.clone();
+            let args = ["sleep", "1000"].map(str::to_owned).to_vec();
+            let request = ExecRequest { container_id: "c".into(), exec_id: "e".into(), args, ..Default::default() };
+            tokio::spawn(async move { calls.exec(request).await })
+        };
+        // Before, while or after it is started; NOT_FOUND only before.
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while let Err(error) = agent.calls.forget_exec(forget()).await {
+            assert_eq!(error.code(), Code::NotFound, "{error}");
+            assert!(std::time::Instant::now() < deadline, "{error}");
+        }
+        if let Err(error) = starting.await.unwrap() {
+            assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+        }
+        until(&mut agent, "c", 1).await;
+    }
+    let list = agent.calls.list_containers(ListContainersRequest {}).await.unwrap().into_inner();
+    assert_eq!(list.containers[0].exec_ids, [""; 0]);
+    assert_eq!(agent.groups("c"), [""; 0].map(std::path::PathBuf::from));
+}
+
+#[tokio::test]
+async fn an_exec_counts_for_the_limits_of_its_container() {
+    let mut agent = agent!();
+    let mut spec = Agent::spec(&["sleep", "1000"]);
+    spec["linux"]["resources"] = json!({"pids": {"limit": 5}});
+    match agent.calls.create_container(Agent::create("c", 1, &spec)).await {
+        Err(error) if error.message().contains("kernel has no pids.max") => {
+            eprintln!("skipped: this machine's control groups have no pids controller");
+            return;
+        }
+        created => drop(created.unwrap()),
+    }
+    agent.start_container("c").await.unwrap();
+    let (code, _) = agent.exec_output("c", "e", &["sh", "-c", "for n in 1 2 3 4 5 6; do sleep 9 & done"]).await;
+    assert_ne!(code, 0, "more processes than the container may have");
+}
+
+#[tokio::test]
+async fn the_agent_tells_what_it_knows_and_its_clock() {
+    let mut agent = agent!();
+    let mut told = agent.calls.info(InfoRequest {}).await.unwrap().into_inner().features;
+    told.sort();
+    assert_eq!(told, ["clock", "exec_tree", "oom_of_process", "starting"]);
+    let first = agent.calls.set_clock(SetClockRequest::default()).await.unwrap().into_inner();
+    let second = agent.calls.set_clock(SetClockRequest::default()).await.unwrap().into_inner();
+    assert!(first.at > 0 && second.at >= first.at && !first.stepped);
+    // To set it would set this machine's.
+    let future = SetClockRequest { at: i64::MAX, host_time: 1 };
+    let error = agent.calls.set_clock(future).await.unwrap_err();
+    assert!(error.code() == Code::InvalidArgument && error.message().starts_with("at: "), "{error}");
 }
 
 #[tokio::test]

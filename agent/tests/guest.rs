@@ -23,7 +23,7 @@ use hyper_util::rt::TokioIo;
 use nacelle_proto::agent::v1::agent_client::AgentClient;
 use nacelle_proto::agent::v1::{
     ConfigureSandboxRequest, Device, ExecRequest, ForgetExecRequest, InfoRequest, RemoveContainerRequest,
-    ShutdownRequest, StartContainerRequest, WaitRequest, WaitResponse,
+    SetClockRequest, ShutdownRequest, StartContainerRequest, WaitRequest, WaitResponse,
 };
 use nacelle_proto::stdio::{AGENT_PORT, Header, READY_PORT, STDIO_PORT, Stream};
 use rustix::net::{
@@ -146,6 +146,36 @@ impl Guest {
         (code, output)
     }
 
+    /// The guest's clock as a container sees it, in seconds since the Unix epoch.
+    async fn date(&mut self, exec: &str) -> i64 {
+        self.exec("main", exec, &["date", "+%s"]).await.1.trim().parse().unwrap()
+    }
+
+    /// Sets the guest's clock, an hour off and a little off, as the daemon does.
+    async fn clock_follows(&mut self) {
+        let told = self.calls.set_clock(SetClockRequest::default()).await.unwrap().into_inner();
+        let hour = 3_600_000_000_000;
+        let request = SetClockRequest { at: told.at, host_time: told.guest_time + hour };
+        let stepped = self.calls.set_clock(request).await.unwrap().into_inner();
+        assert!(stepped.stepped && stepped.at > told.at, "{stepped:?}");
+        // To the instant that the request is about, however late it comes; and so a second time changes nothing.
+        let passed = stepped.at - told.at;
+        let off = stepped.guest_time - (told.guest_time + hour + passed);
+        assert!(off.abs() < 500_000_000, "{off} ns off");
+        let again = self.calls.set_clock(request).await.unwrap().into_inner();
+        assert!(!again.stepped, "{again:?}");
+        let seen = self.date("later").await;
+        assert!((seen - stepped.guest_time / 1_000_000_000).unsigned_abs() < 600, "{seen} {stepped:?}");
+        // Less than a second is not set, which programs would notice.
+        let little = SetClockRequest { at: again.at, host_time: again.guest_time - 400_000_000 };
+        let slewed = self.calls.set_clock(little).await.unwrap().into_inner();
+        assert!(!slewed.stepped && slewed.guest_time > again.guest_time, "{slewed:?}");
+        let back = SetClockRequest { at: told.at, host_time: told.guest_time };
+        assert!(self.calls.set_clock(back).await.unwrap().into_inner().stepped);
+        let error = self.calls.set_clock(SetClockRequest { at: i64::MAX, host_time: 1 }).await.unwrap_err();
+        assert!(error.message().starts_with("at: "), "{error}");
+    }
+
     async fn remove(&mut self, id: &str) -> Vec<Device> {
         let start = Instant::now();
         let request = RemoveContainerRequest { container_id: id.into() };
@@ -262,6 +292,25 @@ async fn a_pod_s_life_in_a_real_guest() {
     let finished = Duration::from_nanos(guest.wait("again", "").await.finished_at.unsigned_abs());
     let lag = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().abs_diff(finished);
     assert!(lag < Duration::from_secs(10), "the guest's clock is off by {lag:?}");
+
+    // A child that the kernel killed is no end of the container for want of memory.
+    let third = guest.add_disk(&image, true);
+    let mut spec = Agent::spec(&["sh", "-c", "dd if=/dev/zero of=/dev/null bs=100M count=1; exit 3"]);
+    spec["linux"]["resources"] = json!({"memory": {"limit": 32 << 20, "swap": 32 << 20}});
+    guest.run("parent", third, &spec).await;
+    let end = guest.wait("parent", "").await;
+    assert_eq!((end.exit_code, end.oom_killed), (3, false), "{end:?}");
+    assert_eq!(guest.remove("parent").await, [Device { slot: third }]);
+    guest.remove_device(third);
+    // What a node has, whatever little memory the guest starts with.
+    let limits = "cd /proc/sys; cat kernel/threads-max fs/file-max fs/inotify/max_user_watches fs/epoll/max_user_watches; \
+                  grep SigQ /proc/self/status";
+    let (_, limits) = guest.exec("main", "node", &["sh", "-c", limits]).await;
+    let (limits, signals) = limits.split_once("SigQ").unwrap();
+    assert_eq!(limits, "4194304\n9223372036854775807\n1048576\n4194304\n");
+    assert!(signals.ends_with("/131072\n"), "{signals}");
+
+    guest.clock_follows().await;
 
     let end = guest.exec("main", "memory", &["sh", "-c", "grep -E 'VmRSS|VmHWM|RssAnon' /proc/1/status"]).await;
     println!("container's own: {:?}", end.1);

@@ -208,6 +208,12 @@ impl Agent {
         files.map(|entry| entry.path()).chain(groups).collect()
     }
 
+    /// The control groups below a container's own.
+    pub fn groups(&self, id: &str) -> Vec<PathBuf> {
+        let group = fs::read_dir(format!("/proc/{}/root/sys/fs/cgroup/pod/{id}", self.pid())).unwrap();
+        group.flatten().filter(|entry| entry.file_type().unwrap().is_dir()).map(|entry| entry.path()).collect()
+    }
+
     /// The agent's process id: the child of unshare's.
     fn pid(&self) -> String {
         let children = format!("/proc/{id}/task/{id}/children", id = self.process.child.id());
@@ -286,6 +292,8 @@ pub fn make_image(directory: &Path) -> PathBuf {
         "dd",
         "env",
         "grep",
+        "setsid",
+        "date",
         "kill",
         "hostname",
         "sha256sum",
