@@ -20,10 +20,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Response, Status};
 
 use crate::error::AgentFailure;
-use crate::{Error, Result, beneath, clock};
-
-/// Most bytes of headers in an answer. A refusal is in one, and names what it refuses: a command, for example.
-const HEADERS: u32 = 1 << 20;
+use crate::{Error, Result, beneath, clock, replies};
 
 /// One guest's agent. Cheap to clone; the connection is made at the first call and again
 /// whenever it is needed.
@@ -71,7 +68,7 @@ impl Agent {
     /// gives no sign of life for `unknown_after` is [`Reach::Unknown`].
     pub fn new(vsock: PathBuf, deadline: Duration, unknown_after: Duration) -> Self {
         let path = vsock.clone();
-        let endpoint = Endpoint::from_static("http://agent").http2_max_header_list_size(HEADERS);
+        let endpoint = Endpoint::from_static("http://agent").http2_max_header_list_size(replies::HEADER_LIMIT);
         let channel = endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
             let path = path.clone();
             async move { connect(&path, AGENT_PORT).await.map(TokioIo::new) }
@@ -81,7 +78,7 @@ impl Agent {
 
     /// The client for [`Agent::call`] and for calls without deadline.
     pub fn client(&self) -> AgentClient<Channel> {
-        AgentClient::new(self.channel.clone())
+        AgentClient::new(self.channel.clone()).max_decoding_message_size(replies::LIMIT)
     }
 
     /// Awaits a call for as long as the deadline and puts its failure into words. One that takes
@@ -218,7 +215,7 @@ pub async fn resize(agent: &Agent, container_id: &str, exec_id: &str, rows: u16,
 pub fn error(action: &str, status: &Status) -> Error {
     let message = match status.message() {
         "" => status.code().to_string(),
-        message => message.to_owned(),
+        message => replies::message(message),
     };
     let kind = match status.code() {
         Code::InvalidArgument => return Error::Command(message),

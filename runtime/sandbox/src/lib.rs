@@ -31,6 +31,7 @@ mod model;
 mod queue;
 mod record;
 mod recovery;
+mod replies;
 mod sandbox;
 mod scratch;
 mod session;

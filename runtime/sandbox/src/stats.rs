@@ -26,7 +26,7 @@ use crate::clock;
 use crate::manager::Manager;
 use crate::model::{ContainerState, ContainerStatus, SandboxState, SandboxStatus};
 use crate::sandbox::Sandbox;
-use crate::{Error, Result};
+use crate::{Error, Result, replies};
 use rate::Rate;
 
 /// How long a guest may take, before the configuration's factor: less than for a call that
@@ -179,7 +179,7 @@ impl Sandbox {
         let asked = tokio::time::timeout(limit, client.stats(api::StatsRequest { processes }));
         let action = "read what the pod uses";
         let answer = match asked.await {
-            Ok(Ok(answer)) => answer.into_inner(),
+            Ok(Ok(answer)) => replies::stats(answer.into_inner()),
             Ok(Err(refusal)) => return Err(crate::agent::error(action, &refusal)),
             Err(_) => return Err(Error::Deadline { action: action.into(), limit }),
         };
