@@ -22,6 +22,7 @@ mod error;
 mod events;
 mod exec;
 mod failpoint;
+mod guest_clock;
 mod id;
 mod layout;
 mod live;
