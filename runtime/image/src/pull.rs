@@ -124,7 +124,8 @@ impl Puller {
     ) -> Result<Image> {
         let what = reference.to_string();
         let id = resolved.config.digest;
-        let config = match self.store.config(&id) {
+        let store = self.store.clone();
+        let config = match blocking(what.clone(), move || Ok(store.config(&id))).await? {
             Some(config) => config,
             None => {
                 let what = format!("configuration {id} of {what}");
