@@ -87,8 +87,12 @@ impl ImageStore {
     ///
     /// Removes what an interrupted run left behind. Takes the time of a few file operations per image.
     ///
+    /// Needs no room on the disk, nor a disk that works: what cannot be read, written or removed now is said in the
+    /// log, kept, and tried again at look-ups (a few seconds apart) and with each change. What another version of the
+    /// store wrote is left alone, and not listed; a pull makes it anew beside it.
+    ///
     /// # Errors
-    /// [`Error::Locked`] if another process has it, [`Error::Store`] if the directory cannot be used.
+    /// [`Error::Locked`] if another process has it, [`Error::Store`] if `root` is no path.
     pub fn open(root: &Path) -> Result<Self> {
         Self::open_with(root, Options::default())
     }
@@ -136,7 +140,7 @@ impl ImageStore {
     /// an id with or without `sha256:`, or the start of exactly one id.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<Image> {
-        self.puller.store.image(&self.puller.store.find(name)?)
+        self.puller.store.find(name)
     }
 
     /// Removes the image that `name` means (as in [`ImageStore::get`]) with all its tags and digests, and the layers
@@ -145,16 +149,18 @@ impl ImageStore {
     /// An image in use may be removed: its files are unlinked, and whoever has them open keeps them.
     ///
     /// # Errors
-    /// [`Error::Store`] if a file cannot be removed; what is left is removed when the store is next opened.
+    /// [`Error::Store`] if a file cannot be removed; the image stays, or what is left of it is removed with the next
+    /// change.
     pub async fn remove(&self, name: &str) -> Result<()> {
         let (store, owned) = (self.puller.store.clone(), name.to_owned());
         blocking(name.to_owned(), move || store.remove(&owned).map(|_| ())).await
     }
 
-    /// Bytes and inodes that the store takes. Looks at every file: a few per image and layer.
+    /// Bytes and inodes that the store takes. Looks at every file: a few per image and layer. One that cannot be looked
+    /// at is not counted.
     ///
     /// # Errors
-    /// [`Error::Store`] if a file cannot be looked at.
+    /// [`Error::Store`] if the store's directory cannot be looked at.
     pub fn usage(&self) -> Result<Usage> {
         self.puller.store.usage()
     }

@@ -174,7 +174,7 @@ async fn an_interrupted_store_is_swept() {
     fs::create_dir_all(directory.path().join("tmp/half/made")).unwrap();
     fs::write(directory.path().join("tmp/file"), b"x").unwrap();
     fs::create_dir_all(directory.path().join("layers").join(Digest::of(b"nobody's").hex())).unwrap();
-    fs::create_dir_all(directory.path().join("images/nonsense")).unwrap();
+    fs::create_dir_all(directory.path().join("images").join(Digest::of(b"nobody's").hex())).unwrap();
     let cut = &other.rootfs_files()[1];
     fs::File::options().write(true).open(cut).unwrap().set_len(4096).unwrap();
     let store = ImageStore::open(directory.path()).unwrap();

@@ -1,89 +1,113 @@
-//! Reading a store that another run left.
+//! Looking at what another run left.
 
-use std::collections::HashMap;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::record::References;
+use super::files::{self, Found, MAX_RECORD};
 use super::{
-    IMAGE_CONFIG, IMAGE_RECORD, ImageRecord, LAYER_IMAGE, LAYER_RECORD, LAYER_TREE, LayerRecord, REFERENCES, ROOTFS,
-    State, Stored, files,
+    IMAGE_CONFIG, IMAGE_RECORD, ImageRecord, LAYER_IMAGE, LAYER_RECORD, LAYER_TREE, Layer, LayerRecord, ROOTFS, Stored,
 };
 use crate::digest::Digest;
 use crate::erofs::BLOCK_SIZE;
 use crate::error::{Error, Result};
 
-/// Everything that is complete. What is not is removed, with a word in the log.
-pub(super) fn load(root: &Path) -> Result<State> {
-    let tmp = root.join("tmp");
-    let mut state = State::default();
-    for path in files::entries(&root.join("layers"))? {
-        match digest(&path).and_then(|diff_id| Some((diff_id, layer(&path)?))) {
-            Some((diff_id, record)) => {
-                state.layers.insert(diff_id, record);
-            }
-            None => {
-                tracing::warn!(path = %path.display(), "removing a layer that is incomplete or of another version");
-                files::discard(&path, &tmp)?;
-            }
-        }
-    }
-    for path in files::entries(&root.join("images"))? {
-        let loaded = digest(&path)
-            .ok_or_else(|| Error::corrupt(path.display().to_string(), "its name is not an image id"))
-            .and_then(|id| Ok((id, image(&path, &id, &state.layers)?)));
-        match loaded {
-            Ok((id, stored)) => {
-                state.images.insert(id, stored.into());
-            }
-            Err(error) => {
-                tracing::warn!(%error, "removing an image that is incomplete or of another version");
-                files::discard(&path, &tmp)?;
-            }
-        }
-    }
-    let references: Option<References> = files::read_record(&root.join(REFERENCES));
-    state.references = references.map(References::parsed).unwrap_or_default();
-    state.references.retain(|_, id| state.images.contains_key(id));
-    Ok(state)
+/// What this version makes in a layer's and in an image's directory.
+const FILES: [&str; 6] = [LAYER_IMAGE, LAYER_TREE, LAYER_RECORD, ROOTFS, IMAGE_RECORD, IMAGE_CONFIG];
+
+/// Whether an image has all of a layer, or will once that can be read.
+pub(super) enum Lookup {
+    There(Layer),
+    Later,
+    Missing,
 }
 
-/// The image in the directory `path`, with all its layers.
-pub(super) fn image(path: &Path, id: &Digest, layers: &HashMap<Digest, LayerRecord>) -> Result<Stored> {
-    let corrupt = |reason: &str| Error::corrupt(format!("image {id} in the store"), reason);
-    let record: ImageRecord =
-        files::read_record(&path.join(IMAGE_RECORD)).ok_or_else(|| corrupt("it has no record"))?;
-    let config = fs::read(path.join(IMAGE_CONFIG)).unwrap_or_default();
-    if Digest::of(&config) != *id {
-        return Err(corrupt("its configuration has another digest"));
+/// The layer in `directory`.
+pub(super) fn layer(directory: &Path) -> Result<Found<Layer>> {
+    if let Some(foreign) = no_directory(directory)? {
+        return Ok(foreign);
     }
+    let record: LayerRecord = match files::read_record(&directory.join(LAYER_RECORD))? {
+        Found::Whole(record) => record,
+        other => return other.unless_useful(directory),
+    };
+    let tree = files::length(&directory.join(LAYER_TREE))? == Some(record.tree_bytes);
+    if tree && has_blocks(&directory.join(LAYER_IMAGE), record.blocks)? {
+        return Ok(Found::Whole(Layer { record, directory: directory.to_owned() }));
+    }
+    Found::<()>::Incomplete("a file of it is missing or cut".to_owned()).unless_useful(directory)
+}
+
+/// The image in `directory`, with all its layers.
+pub(super) fn image(directory: &Path, id: &Digest, layer: impl Fn(&Digest) -> Lookup) -> Result<Found<Stored>> {
+    if let Some(foreign) = no_directory(directory)? {
+        return Ok(foreign);
+    }
+    let incomplete = |reason: &str| Found::<()>::Incomplete(reason.to_owned()).unless_useful(directory);
+    let record: ImageRecord = match files::read_record(&directory.join(IMAGE_RECORD))? {
+        Found::Whole(record) => record,
+        other => return other.unless_useful(directory),
+    };
+    let Some(config) =
+        files::read(&directory.join(IMAGE_CONFIG), MAX_RECORD)?.filter(|config| Digest::of(config) == *id)
+    else {
+        return incomplete("its configuration is missing, or has another digest");
+    };
     let config_bytes = config.len() as u64;
-    let config = serde_json::from_slice(&config).map_err(|_| corrupt("its configuration cannot be read"))?;
-    if !has_blocks(&path.join(ROOTFS), record.blocks) {
-        return Err(corrupt("its root file system is incomplete"));
+    let Ok(config) = serde_json::from_slice(&config) else { return incomplete("its configuration is no such thing") };
+    if !has_blocks(&directory.join(ROOTFS), record.blocks)? {
+        return incomplete("its root file system is missing or cut");
     }
+    let unique: BTreeSet<&Digest> = record.layers.iter().collect();
     let mut size = config_bytes + u64::from(record.blocks) * BLOCK_SIZE;
-    let mut unique = record.layers.clone();
-    unique.sort();
-    unique.dedup();
-    for layer in unique {
-        let record = layers.get(&layer).ok_or_else(|| corrupt("a layer is missing"))?;
-        size = size.saturating_add(record.allocated).saturating_add(record.tree_bytes);
+    let mut rootfs = vec![directory.join(ROOTFS)];
+    let mut places = std::collections::HashMap::new();
+    for digest in unique {
+        match layer(digest) {
+            Lookup::There(Layer { record, directory }) => {
+                size = size.saturating_add(record.allocated).saturating_add(record.tree_bytes);
+                places.insert(*digest, directory.join(LAYER_IMAGE));
+            }
+            Lookup::Later => {
+                return Err(Error::corrupt(format!("image {id}"), format!("its layer {digest} cannot be used now")));
+            }
+            Lookup::Missing => return incomplete(&format!("its layer {digest} is missing")),
+        }
     }
-    Ok(Stored { record, config, size })
+    for digest in &record.disk {
+        let Some(place) = places.get(digest) else { return incomplete("its disk has a layer that it does not have") };
+        rootfs.push(place.clone());
+    }
+    Ok(Found::Whole(Stored { record, config, size, directory: directory.to_owned(), rootfs }))
 }
 
-fn layer(path: &Path) -> Option<LayerRecord> {
-    let record: LayerRecord = files::read_record(&path.join(LAYER_RECORD))?;
-    let tree = fs::metadata(path.join(LAYER_TREE)).ok()?.len();
-    (tree == record.tree_bytes && has_blocks(&path.join(LAYER_IMAGE), record.blocks)).then_some(record)
+impl<T> Found<T> {
+    /// What cannot be used, by what else is in its directory: only what this version makes is taken for its leavings.
+    fn unless_useful<U>(self, directory: &Path) -> Result<Found<U>> {
+        let reason = match self {
+            Self::Foreign(reason) => return Ok(Found::Foreign(reason)),
+            Self::Incomplete(reason) => reason,
+            Self::Absent | Self::Whole(_) => "it has no record".to_owned(),
+        };
+        let strange = files::entries(directory)?
+            .into_iter()
+            .find(|path| !FILES.iter().any(|name| path.file_name().is_some_and(|found| found == *name)));
+        Ok(match strange {
+            Some(path) => Found::Foreign(format!("{reason}, and this version makes no {}", path.display())),
+            None => Found::Incomplete(reason),
+        })
+    }
 }
 
-fn has_blocks(path: &Path, blocks: u32) -> bool {
-    fs::metadata(path).is_ok_and(|metadata| metadata.size() == u64::from(blocks) * BLOCK_SIZE)
+/// That something is no directory, or is not there any more.
+fn no_directory<T>(path: &Path) -> Result<Option<Found<T>>> {
+    match path.symlink_metadata() {
+        Ok(metadata) if metadata.is_dir() => Ok(None),
+        Ok(_) => Ok(Some(Found::Foreign("it is no directory".to_owned()))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Some(Found::Absent)),
+        Err(error) => Err(Error::store("look at", path)(error)),
+    }
 }
 
-fn digest(path: &Path) -> Option<Digest> {
-    Digest::from_hex(path.file_name()?.to_str()?).ok()
+fn has_blocks(path: &Path, blocks: u32) -> Result<bool> {
+    Ok(files::length(path)? == Some(u64::from(blocks) * BLOCK_SIZE))
 }

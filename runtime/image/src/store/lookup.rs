@@ -1,13 +1,16 @@
 //! Finding images by whatever they are called.
 
-use super::{LAYER_IMAGE, ROOTFS, Store, Stored};
+use std::sync::Arc;
+
+use super::{Store, Stored};
 use crate::digest::Digest;
 use crate::image::Image;
 use crate::reference::{Reference, Target};
 
 impl Store {
     /// All images, by id.
-    pub(crate) fn images(&self) -> Vec<Image> {
+    pub(crate) fn images(self: &Arc<Self>) -> Vec<Image> {
+        self.look_again();
         let ids: Vec<Digest> = self.state().images.keys().copied().collect();
         ids.iter().filter_map(|id| self.image(id)).collect()
     }
@@ -20,28 +23,17 @@ impl Store {
             let of_image = state.references.iter().filter(|(_, image)| *image == id);
             (stored, of_image.map(|(reference, _)| reference.clone()).collect::<Vec<_>>())
         };
-        Some(self.describe(id, &stored, &references))
-    }
-
-    fn describe(&self, id: &Digest, stored: &Stored, references: &[Reference]) -> Image {
-        let named = |wanted: fn(&Target) -> bool| {
-            references.iter().filter(|reference| wanted(reference.target())).map(ToString::to_string).collect()
-        };
-        let mut rootfs = vec![self.image_path(id).join(ROOTFS)];
-        rootfs.extend(stored.record.disk.iter().map(|layer| self.layer_path(layer).join(LAYER_IMAGE)));
-        Image {
-            id: id.to_string(),
-            repo_tags: named(|target| matches!(target, Target::Tag(_))),
-            repo_digests: named(|target| matches!(target, Target::Digest(_))),
-            size: stored.size,
-            config: stored.config.clone(),
-            pulled_at: stored.record.pulled_at(),
-            rootfs,
-        }
+        Some(describe(id, &stored, &references))
     }
 
     /// The image that `name` means: a tag or digest in any spelling, an id, or the start of exactly one id.
-    pub(crate) fn find(&self, name: &str) -> Option<Digest> {
+    pub(crate) fn find(self: &Arc<Self>, name: &str) -> Option<Image> {
+        self.look_again();
+        self.image(&self.id(name)?)
+    }
+
+    /// The id of that image, which may be one that cannot be used now.
+    pub(super) fn id(&self, name: &str) -> Option<Digest> {
         let state = self.state();
         let reference: Option<Reference> = name.parse().ok();
         if let Some(id) = reference.and_then(|reference| state.references.get(&reference)) {
@@ -56,5 +48,20 @@ impl Store {
             (Some(id), None) => Some(*id),
             _ => None,
         }
+    }
+}
+
+fn describe(id: &Digest, stored: &Stored, references: &[Reference]) -> Image {
+    let named = |wanted: fn(&Target) -> bool| {
+        references.iter().filter(|reference| wanted(reference.target())).map(ToString::to_string).collect()
+    };
+    Image {
+        id: id.to_string(),
+        repo_tags: named(|target| matches!(target, Target::Tag(_))),
+        repo_digests: named(|target| matches!(target, Target::Digest(_))),
+        size: stored.size,
+        config: stored.config.clone(),
+        pulled_at: stored.record.pulled_at(),
+        rootfs: stored.rootfs.clone(),
     }
 }

@@ -15,29 +15,33 @@
 //! ```
 //!
 //! Everything is made in `tmp`, put on the disk, and renamed into place, an image after its layers, a reference after
-//! its image. So a crash leaves complete things and `tmp`; [`Store::open`] empties that and removes what no reference
-//! leads to. Records carry a version; what another version wrote is removed and can be pulled again.
+//! its image; it is removed the other way round, its record first. So a crash leaves complete things, things without a
+//! record, and `tmp`; [`Store::open`] removes the latter and what no reference leads to. What cannot be read or written
+//! just now, and what another version wrote, stays: see [`pending`].
 //!
-//! The maps in memory are the truth while the store is open, under one mutex that is held for look-ups only. Changes
-//! are made one at a time, on blocking threads, under a second mutex.
+//! The maps in memory are the truth while the store is open, under one mutex that is held for look-ups only and never
+//! while the disk is touched. Changes are made one at a time, on blocking threads, under a second mutex.
 
 mod collect;
 mod files;
 mod load;
 mod lock;
 mod lookup;
+mod names;
+mod pending;
 mod record;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Instant, SystemTime};
 
 use oci_spec::image::ImageConfiguration;
 use tempfile::TempDir;
 
 pub use files::Usage;
+use pending::{Pending, Unusable, chain};
 pub(crate) use record::{ImageRecord, LayerRecord};
 
 use crate::digest::Digest;
@@ -53,25 +57,30 @@ const LAYER_RECORD: &str = "layer.json";
 pub(crate) const ROOTFS: &str = "rootfs.erofs";
 const IMAGE_RECORD: &str = "image.json";
 const IMAGE_CONFIG: &str = "config.json";
-const REFERENCES: &str = "references.json";
 
 /// A store that this process has to itself.
 #[derive(Debug)]
 pub(crate) struct Store {
     root: PathBuf,
     state: Mutex<State>,
-    changes: Mutex<()>,
-    _lock: lock::Lock,
+    changes: Mutex<Pending>,
+    /// Not there while the store cannot be had: then it is empty, and cannot be changed.
+    lock: OnceLock<lock::Lock>,
 }
 
 /// What is in the store.
 #[derive(Debug, Default)]
 struct State {
     images: BTreeMap<Digest, Arc<Stored>>,
+    /// May lead to images that cannot be used now.
     references: BTreeMap<Reference, Digest>,
-    layers: HashMap<Digest, LayerRecord>,
+    /// Images that stay although no reference leads to them, because theirs were lost.
+    unnamed: BTreeSet<Digest>,
+    layers: HashMap<Digest, Layer>,
     /// Layers that a pull counts on, and by how many pulls.
     pins: HashMap<Digest, usize>,
+    /// When to look again at what cannot be read now, if there is such.
+    again: Option<Instant>,
 }
 
 /// An image, its record and its configuration.
@@ -80,39 +89,56 @@ struct Stored {
     record: ImageRecord,
     config: ImageConfiguration,
     size: u64,
+    directory: PathBuf,
+    /// The files of its disk.
+    rootfs: Vec<PathBuf>,
+}
+
+/// A layer and its record.
+#[derive(Debug, Clone)]
+struct Layer {
+    record: LayerRecord,
+    directory: PathBuf,
 }
 
 impl Store {
     /// Opens the store in `root`, which is made if need be, and cleans up what a crash left.
+    ///
+    /// # Errors
+    /// Only if another process has it. All else is tried again with the next change.
     pub(crate) fn open(root: &Path) -> Result<Self> {
         let root = std::path::absolute(root).map_err(Error::store("find", root))?;
-        for directory in ["", "tmp", "layers", "images"] {
-            files::make_directory(&root.join(directory))?;
+        let store = Self { root, state: Mutex::default(), changes: Mutex::default(), lock: OnceLock::default() };
+        let opened = store.change().and_then(|mut pending| store.collect(&mut pending));
+        match opened {
+            Err(error @ Error::Locked { .. }) => return Err(error),
+            Err(error) => tracing::warn!(error = chain(&error), "not all of the images can be used or removed now"),
+            Ok(()) => {}
         }
-        let lock = lock::Lock::take(&root)?;
-        files::empty(&root.join("tmp"))?;
-        let state = load::load(&root)?;
-        let store = Self { root, state: Mutex::new(state), changes: Mutex::default(), _lock: lock };
-        store.write_references()?;
-        store.collect()?;
         Ok(store)
     }
 
     /// A directory for what is being made, removed with the handle.
     pub(crate) fn temporary(&self) -> Result<TempDir> {
+        if self.lock.get().is_none() {
+            drop(self.change()?);
+        }
         let tmp = self.root.join("tmp");
+        files::make_directory(&tmp)?;
         tempfile::Builder::new().prefix("").tempdir_in(&tmp).map_err(Error::store("make a directory in", &tmp))
     }
 
     pub(crate) fn layer(&self, diff_id: &Digest) -> Option<LayerRecord> {
-        self.state().layers.get(diff_id).copied()
+        self.state().layers.get(diff_id).map(|layer| layer.record)
     }
 
     /// The tree of a layer in the store.
     pub(crate) fn tree(&self, diff_id: &Digest) -> Result<Tree> {
-        let path = self.layer_path(diff_id).join(LAYER_TREE);
-        let bytes = std::fs::read(&path).map_err(Error::store("read", &path))?;
-        let tree: Option<Tree> = postcard::from_bytes(&bytes).ok();
+        let layer = self.state().layers.get(diff_id).cloned();
+        let layer = layer.ok_or_else(|| Error::corrupt(format!("layer {diff_id}"), "it vanished from the store"))?;
+        let path = layer.directory.join(LAYER_TREE);
+        let bytes = files::read(&path, layer.record.tree_bytes)?;
+        let tree: Option<Tree> = bytes.and_then(|bytes| postcard::from_bytes(&bytes).ok());
         tree.filter(Tree::is_valid).ok_or_else(|| {
             Error::corrupt(path.display().to_string(), "it is damaged; remove the image and pull it again")
         })
@@ -128,10 +154,11 @@ impl Store {
         let allocated = synced.map_err(Error::store("sync", &image))?.blocks() * 512;
         let record = LayerRecord::new(built.blocks, tree.len() as u64, allocated);
         files::write_record(&directory.path().join(LAYER_RECORD), &record)?;
-        let _change = self.change();
+        let mut pending = self.change()?;
         if self.layer(&diff_id).is_none() {
-            files::publish(directory, &self.layer_path(&diff_id), &self.root.join("tmp"))?;
-            self.state().layers.insert(diff_id, record);
+            let place = pending.place(self.root.join("layers").join(diff_id.hex()))?;
+            files::publish(directory, &place)?;
+            self.state().layers.insert(diff_id, Layer { record, directory: place });
         }
         Ok(())
     }
@@ -152,22 +179,28 @@ impl Store {
             files::write(&made.directory.path().join(IMAGE_CONFIG), &made.config)?;
             files::write_record(&made.directory.path().join(IMAGE_RECORD), &made.record)?;
         }
-        let _change = self.change();
-        if !self.has_image(id) {
+        let mut pending = self.change()?;
+        let new = !self.has_image(id);
+        if new {
             let Some(made) = made else { return Ok(None) };
-            let path = self.image_path(id);
-            files::publish(made.directory, &path, &self.root.join("tmp"))?;
-            let stored = load::image(&path, id, &self.state().layers)?;
-            self.state().images.insert(*id, Arc::new(stored));
+            let place = pending.place(self.root.join("images").join(id.hex()))?;
+            files::publish(made.directory, &place)?;
+            pending.images.insert(place, Unusable::new(*id));
+            self.load_images(&mut pending);
+            if !self.has_image(id) {
+                return Err(Error::corrupt(format!("image {id}"), "it cannot be read back from the store"));
+            }
         }
-        let before = {
-            let mut state = self.state();
-            let before = state.references.clone();
-            state.references.extend(references.into_iter().map(|reference| (reference, *id)));
-            before
-        };
-        if let Err(error) = self.write_references() {
-            self.state().references = before;
+        let mut next = self.names();
+        next.references.extend(references.into_iter().map(|reference| (reference, *id)));
+        next.unnamed.remove(id);
+        // What is as it was needs no room.
+        if next != self.names()
+            && let Err(error) = self.write_names(&mut pending, next)
+        {
+            if new {
+                let _ = self.drop_image(&mut pending, id);
+            }
             return Err(error);
         }
         Ok(self.image(id))
@@ -175,10 +208,13 @@ impl Store {
 
     /// The configuration of an image in the store, byte by byte.
     pub(crate) fn config(&self, id: &Digest) -> Option<Vec<u8>> {
-        if !self.has_image(id) {
-            return None;
+        let unread = self.state().again.is_some();
+        if unread {
+            // A pull is when it matters. What it cannot do will be said by what needs it.
+            drop(self.change());
         }
-        let bytes = std::fs::read(self.image_path(id).join(IMAGE_CONFIG)).ok()?;
+        let stored = self.state().images.get(id).cloned()?;
+        let bytes = files::read(&stored.directory.join(IMAGE_CONFIG), files::MAX_RECORD).ok()??;
         (Digest::of(&bytes) == *id).then_some(bytes)
     }
 
@@ -197,25 +233,8 @@ impl Store {
         files::usage(&self.root)
     }
 
-    fn write_references(&self) -> Result<()> {
-        let record = record::References::new(&self.state().references);
-        files::replace_record(&self.root.join(REFERENCES), &record, &self.root.join("tmp"))
-    }
-
-    fn layer_path(&self, diff_id: &Digest) -> PathBuf {
-        self.root.join("layers").join(diff_id.hex())
-    }
-
-    fn image_path(&self, id: &Digest) -> PathBuf {
-        self.root.join("images").join(id.hex())
-    }
-
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn change(&self) -> MutexGuard<'_, ()> {
-        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

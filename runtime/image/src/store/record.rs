@@ -1,19 +1,33 @@
 //! What is written beside the images, as JSON.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::files::Found;
 use crate::digest::Digest;
 use crate::reference::Reference;
 
 /// Version of the records, of the trees and of the images beside them.
-const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 1;
 
-/// A record that says which version wrote it.
-pub(super) trait Versioned {
-    fn is_current(&self) -> bool;
+/// A record of this version, in the bytes of its file.
+pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Found<T> {
+    #[derive(Deserialize)]
+    struct Any {
+        version: u64,
+    }
+    match serde_json::from_slice::<Any>(bytes) {
+        Ok(Any { version }) if version != u64::from(VERSION) => Found::Foreign(format!("version {version} wrote it")),
+        Ok(_) => serde_json::from_slice(bytes).map_or_else(|e| Found::Incomplete(damaged(&e)), Found::Whole),
+        Err(error) => Found::Incomplete(damaged(&error)),
+    }
+}
+
+fn damaged(error: &serde_json::Error) -> String {
+    format!("its record is damaged ({error})")
 }
 
 /// `layer.json`
@@ -31,12 +45,6 @@ pub(crate) struct LayerRecord {
 impl LayerRecord {
     pub(super) fn new(blocks: u32, tree_bytes: u64, allocated: u64) -> Self {
         Self { version: VERSION, blocks, tree_bytes, allocated }
-    }
-}
-
-impl Versioned for LayerRecord {
-    fn is_current(&self) -> bool {
-        self.version == VERSION
     }
 }
 
@@ -64,33 +72,24 @@ impl ImageRecord {
     }
 }
 
-impl Versioned for ImageRecord {
-    fn is_current(&self) -> bool {
-        self.version == VERSION
-    }
-}
-
 /// `references.json`
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct References {
     version: u32,
     references: BTreeMap<String, Digest>,
+    /// Images that stay although no reference leads to them, because theirs were lost.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(super) unnamed: BTreeSet<Digest>,
 }
 
 impl References {
-    pub(super) fn new(references: &BTreeMap<Reference, Digest>) -> Self {
+    pub(super) fn new(references: &BTreeMap<Reference, Digest>, unnamed: &BTreeSet<Digest>) -> Self {
         let references = references.iter().map(|(reference, id)| (reference.to_string(), *id)).collect();
-        Self { version: VERSION, references }
+        Self { version: VERSION, references, unnamed: unnamed.clone() }
     }
 
     /// Those that can be read.
-    pub(super) fn parsed(self) -> BTreeMap<Reference, Digest> {
-        self.references.into_iter().filter_map(|(text, id)| Some((text.parse().ok()?, id))).collect()
-    }
-}
-
-impl Versioned for References {
-    fn is_current(&self) -> bool {
-        self.version == VERSION
+    pub(super) fn parsed(&self) -> impl Iterator<Item = (Reference, Digest)> {
+        self.references.iter().filter_map(|(text, id)| Some((text.parse().ok()?, *id)))
     }
 }

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
+pub mod filled;
 pub mod scripted;
 
 use std::fs::{self, File};
