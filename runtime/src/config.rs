@@ -233,7 +233,12 @@ impl Config {
             "guest.memory_mib",
             toml(guest.memory_mib),
         );
-        key("Memory in MiB of a guest beside its containers' limits.", "guest.base_mib", toml(guest.base_mib));
+        key(
+            "Memory in MiB of a guest beside its containers' limits and what its kernel has by its size; cut to 36 \
+             where the pod's cgroup has no room.",
+            "guest.base_mib",
+            toml(guest.base_mib),
+        );
         key(
             "Most memory of a guest in MiB; 0 for all the host has.",
             "guest.max_memory_mib",

@@ -110,7 +110,7 @@ async fn a_size_is_saved_when_it_is_asked_for_again_and_what_was_used_last_is_ke
         pods.push(pod);
     }
     let left = names(&templates);
-    assert!(left.len() == 1 && left.first().unwrap().ends_with("-160-1"), "{left:?}");
+    assert!(left.len() == 1 && left.first().unwrap().ends_with("-171-1"), "{left:?}");
     // A template is no longer needed once a machine has started from it.
     fs::remove_dir_all(&templates).unwrap();
     let pod = pod_of(&client, logs.path(), 64).await;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use nacelle_proto::runtime::v1 as cri;
 use nacelle_tests::client::{Client, container_config, pod_config};
+use nacelle_tests::daemon::Daemon;
 use tonic::Code;
 
 type Limits = cri::LinuxContainerResources;
@@ -30,6 +31,16 @@ impl HostCgroup {
 
     fn read(&self, file: &str) -> String {
         std::fs::read_to_string(self.0.join(file)).unwrap().trim().to_owned()
+    }
+
+    fn write(&self, file: &str, value: &str) {
+        std::fs::write(self.0.join(file), value).unwrap();
+    }
+
+    /// How many processes below it the host's kernel has killed for want of memory.
+    fn oom_kills(&self) -> String {
+        let events = self.read("memory.events");
+        events.lines().find_map(|line| line.strip_prefix("oom_kill ")).unwrap().to_owned()
     }
 }
 
@@ -74,8 +85,9 @@ async fn every_limit_is_the_guest_s_kernel_s_and_can_be_changed() {
         memory_limit_in_bytes: 64 * MIB,
         memory_swap_limit_in_bytes: 64 * MIB,
         oom_score_adj: 500,
-        cpuset_cpus: "0".into(),
-        cpuset_mems: "0".into(),
+        // The host's, as a static CPU manager names them for every container: not the guest's.
+        cpuset_cpus: "0,40-63".into(),
+        cpuset_mems: "0-1".into(),
         hugepage_limits: vec![
             cri::HugepageLimit { page_size: "2MB".into(), limit: 4 << 20 },
             cri::HugepageLimit { page_size: "1GB".into(), limit: 0 },
@@ -86,7 +98,7 @@ async fn every_limit_is_the_guest_s_kernel_s_and_can_be_changed() {
     let expected = [
         "cpu.max 20000 50000",
         "cpu.weight 39",
-        "cpuset.cpus 0",
+        "cpuset.cpus",
         "memory.max 67108864",
         "memory.swap.max 0",
         "memory.high 50331648",
@@ -118,7 +130,7 @@ async fn every_limit_is_the_guest_s_kernel_s_and_can_be_changed() {
             Limits { unified: [("memory.nonsense".to_owned(), "1".to_owned())].into(), ..Default::default() },
             "memory.nonsense",
         ),
-        (Limits { cpuset_cpus: "5".into(), ..Default::default() }, "cpuset_cpus"),
+        (Limits { cpuset_cpus: "5-1".into(), ..Default::default() }, "cpuset_cpus"),
         (Limits { cpu_period: 5, ..Default::default() }, "linux.cpu_period"),
     ] {
         let error = update(&client, &id, wrong.clone()).await.unwrap_err();
@@ -210,17 +222,176 @@ async fn a_pod_that_comes_to_its_limit_on_the_host_is_told_as_it_is() {
     let client = Client::node().await;
     client.pull("busybox").await.unwrap();
     let logs = tempfile::tempdir().unwrap();
-    // Less than the guest has, as nobody would set it.
     let parent = HostCgroup::new("kubepods-oom", &[("memory.max", "120M"), ("memory.swap.max", "0")]);
     let mut config = pod_config(logs.path());
     config.linux.as_mut().unwrap().cgroup_parent = parent.name();
     let pod = client.run_pod_as(config).await.unwrap();
     let id = sleeper(&client, &pod, Limits::default()).await.unwrap();
-    let eater = client.exec(&id, &["dd", "if=/dev/zero", "of=/dev/null", "bs=150M", "count=1"]).await;
+    // The guest fits. Somebody takes away what it has not touched yet.
+    let used: i64 = parent.read("memory.current").parse().unwrap();
+    parent.write("memory.max", &(used + 8 * MIB).to_string());
+    let eater = client.exec(&id, &["dd", "if=/dev/zero", "of=/dev/null", "bs=40M", "count=1"]).await;
     assert!(eater.is_err(), "the guest ended under it");
     client.wait_not_ready(&pod).await.unwrap();
     let status = client.status(&id).await.unwrap();
     assert_eq!((status.exit_code, status.reason.as_str()), (137, "OOMKilled"));
     assert!(status.message.contains("out-of-memory"), "{}", status.message);
+    client.remove_pod(&pod).await.unwrap();
+}
+
+/// A pod with these limits and this overhead, in MiB, in a cgroup as a kubelet makes it for them.
+fn kubelet_pod(logs: &Path, name: &str, limit: i64, overhead: i64) -> (cri::PodSandboxConfig, HostCgroup) {
+    let all = ((limit + overhead) * MIB).to_string();
+    let parent = HostCgroup::new(name, &[("memory.max", &all), ("memory.swap.max", "0")]);
+    let bytes = |mib: i64| (mib > 0).then(|| Limits { memory_limit_in_bytes: mib * MIB, ..Default::default() });
+    let mut config = pod_config(logs);
+    let linux = config.linux.as_mut().unwrap();
+    (linux.cgroup_parent, linux.resources, linux.overhead) = (parent.name(), bytes(limit), bytes(overhead));
+    (config, parent)
+}
+
+#[tokio::test]
+async fn a_container_can_use_all_of_its_limit_and_its_pod_stays_within_its_cgroup() {
+    let client = Client::node().await;
+    client.pull("busybox").await.unwrap();
+    let logs = tempfile::tempdir().unwrap();
+    let (config, parent) = kubelet_pod(logs.path(), "kubepods-fit", 128, 64);
+    let pod = client.run_pod_as(config).await.unwrap();
+    let limits =
+        Limits { memory_limit_in_bytes: 128 * MIB, memory_swap_limit_in_bytes: 128 * MIB, ..Default::default() };
+    let id = sleeper(&client, &pod, limits).await.unwrap();
+    // All but what a shell has; and more than all, for which the container's own limit ends it.
+    let eat = |mib: i64| format!("dd if=/dev/zero of=/dev/null bs={mib}M count=1 2>/dev/null; echo $?");
+    assert_eq!(shell(&client, &id, &eat(122)).await, "0");
+    assert_eq!(shell(&client, &id, &eat(140)).await, "137");
+    // Every page of the guest is touched by its page cache.
+    shell(&client, &id, "dd if=/dev/zero of=/file bs=1M count=160 && cat /file >/dev/null").await;
+    assert_eq!(shell(&client, &id, &eat(122)).await, "0");
+    assert_eq!(parent.oom_kills(), "0");
+    assert_eq!(client.status(&id).await.unwrap().state(), cri::ContainerState::ContainerRunning);
+    client.remove_pod(&pod).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_pod_without_overhead_has_a_guest_that_fits_or_is_told_what_it_takes() {
+    let client = Client::node().await;
+    client.pull("busybox").await.unwrap();
+    let logs = tempfile::tempdir().unwrap();
+    let (config, parent) = kubelet_pod(logs.path(), "kubepods-tight", 160, 0);
+    let pod = client.run_pod_as(config).await.unwrap();
+    let id = sleeper(&client, &pod, Limits { memory_limit_in_bytes: 160 * MIB, ..Default::default() }).await.unwrap();
+    shell(&client, &id, "dd if=/dev/zero of=/file bs=1M count=160 && cat /file >/dev/null").await;
+    // What it asks for again it has.
+    update(&client, &id, Limits { memory_limit_in_bytes: 160 * MIB, cpu_shares: 100, ..Default::default() })
+        .await
+        .unwrap();
+    assert_eq!(parent.oom_kills(), "0");
+    client.remove_pod(&pod).await.unwrap();
+    let (config, _parent) = kubelet_pod(logs.path(), "kubepods-none", 48, 0);
+    let error = client.run_pod_as(config).await.unwrap_err();
+    assert_eq!(error.code(), Code::ResourceExhausted, "{error}");
+    assert!(error.message().contains("RuntimeClass whose overhead.podFixed.memory is"), "{}", error.message());
+}
+
+#[tokio::test]
+async fn each_guest_s_process_has_the_oom_score_of_its_pod_s_class() {
+    // The daemon is one that the kernel spares, as its unit has it.
+    let own = Path::new("/proc/self/oom_score_adj");
+    let before = std::fs::read_to_string(own).unwrap();
+    std::fs::write(own, "-500").unwrap();
+    let daemon = Daemon::start("").await;
+    std::fs::write(own, before).unwrap();
+    let daemon = daemon.unwrap();
+    let client = daemon.client().await;
+    client.pull("busybox").await.unwrap();
+    let logs = tempfile::tempdir().unwrap();
+    let top = HostCgroup::new("oom", &[]);
+    let score = async |pod: &str| {
+        let pid = client.vmm_pid(pod).await.unwrap();
+        std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim().to_owned()
+    };
+    let container = async |pod: &str, oom_score_adj: i64| {
+        sleeper(&client, pod, Limits { oom_score_adj, ..Default::default() }).await.unwrap()
+    };
+    let mut pods = Vec::new();
+    for (parent, expected) in [
+        (String::new(), "0"),
+        (format!("{}/kubepods/besteffort/pod1", top.name()), "1000"),
+        (format!("{}/kubepods/pod2", top.name()), "-997"),
+        (format!("{}/kubepods/burstable/pod3", top.name()), "999"),
+    ] {
+        let mut config = pod_config(logs.path());
+        config.linux.as_mut().unwrap().cgroup_parent = parent.clone();
+        let pod = client.run_pod_as(config).await.unwrap();
+        assert_eq!(score(&pod).await, expected, "{parent}");
+        pods.push(pod);
+    }
+    // As soon as the containers are known, what they request in all.
+    let burstable = &pods[3];
+    container(burstable, 700).await;
+    assert_eq!(score(burstable).await, "700");
+    let second = container(burstable, 900).await;
+    assert_eq!(score(burstable).await, "600");
+    client.remove(&second).await.unwrap();
+    assert_eq!(score(burstable).await, "700");
+    container(&pods[2], -997).await;
+    assert_eq!(score(&pods[2]).await, "-997");
+    for pod in &pods {
+        client.remove_pod(pod).await.unwrap();
+    }
+    for inner in ["kubepods/besteffort/pod1", "kubepods/besteffort", "kubepods/pod2", "kubepods/burstable/pod3"]
+        .into_iter()
+        .chain(["kubepods/burstable", "kubepods"])
+    {
+        std::fs::remove_dir(top.0.join(inner)).unwrap();
+    }
+    assert_eq!(daemon.leftovers(), [""; 0]);
+}
+
+#[tokio::test]
+async fn processors_of_the_host_are_for_the_whole_pod() {
+    let client = Client::node().await;
+    client.pull("busybox").await.unwrap();
+    let logs = tempfile::tempdir().unwrap();
+    let parent = HostCgroup::new("kubepods-cpuset", &[]);
+    let mut config = pod_config(logs.path());
+    config.linux.as_mut().unwrap().cgroup_parent = parent.name();
+    let pod = client.run_pod_as(config).await.unwrap();
+    let own = parent.0.join(format!("nacelle-{pod}"));
+    let own = |file: &str| std::fs::read_to_string(own.join(file)).unwrap().trim().to_owned();
+    let pinned = || Limits { cpuset_cpus: "0".into(), cpuset_mems: "0".into(), ..Default::default() };
+    let first = sleeper(&client, &pod, pinned()).await.unwrap();
+    assert_eq!((own("cpuset.cpus"), own("cpuset.mems")), ("0".into(), "0".into()));
+    // Whose container is not bound binds the pod no more, until it is.
+    let second = sleeper(&client, &pod, Limits::default()).await.unwrap();
+    assert_eq!((own("cpuset.cpus"), own("cpuset.mems")), (String::new(), String::new()));
+    update(&client, &second, pinned()).await.unwrap();
+    assert_eq!(own("cpuset.cpus"), "0");
+    // Processors that nobody has are no reason to refuse a pod.
+    update(&client, &first, Limits { cpuset_cpus: "0-4000".into(), ..Default::default() }).await.unwrap();
+    let shown = client.status(&first).await.unwrap().resources.unwrap().linux.unwrap();
+    assert_eq!(shown.cpuset_cpus, "0-4000");
+    assert_eq!(shell(&client, &first, "nproc; cat /sys/fs/cgroup/cpuset.cpus").await, "1");
+    client.remove_pod(&pod).await.unwrap();
+}
+
+#[tokio::test]
+async fn limits_that_somebody_has_taken_from_the_pod_s_cgroup_are_put_back() {
+    let client = Client::node().await;
+    client.pull("busybox").await.unwrap();
+    let logs = tempfile::tempdir().unwrap();
+    let (config, parent) = kubelet_pod(logs.path(), "kubepods-systemd", 200, 100);
+    let pod = client.run_pod_as(config).await.unwrap();
+    let own = parent.0.join(format!("nacelle-{pod}"));
+    let limit = || std::fs::read_to_string(own.join("memory.max")).map(|limit| limit.trim().to_owned());
+    assert_eq!(limit().unwrap(), (300 * MIB).to_string());
+    // What systemd does to a slice none of whose units wants the controller.
+    parent.write("cgroup.subtree_control", "-memory");
+    assert!(limit().is_err());
+    let stats = client.pod_stats(&pod).await.unwrap();
+    assert!(stats.linux.unwrap().memory.is_some(), "its memory is measured again");
+    parent.write("cgroup.subtree_control", "-memory");
+    sleeper(&client, &pod, Limits::default()).await.unwrap();
+    assert_eq!(limit().unwrap(), (300 * MIB).to_string());
     client.remove_pod(&pod).await.unwrap();
 }

@@ -21,7 +21,8 @@ pub struct GuestConfig {
     /// Memory in MiB of a guest whose containers have no limit, and what such containers
     /// get beside others that have one.
     pub memory_mib: u64,
-    /// Memory in MiB of a guest beside the limits of its containers: its kernel and agent.
+    /// Memory in MiB of a guest beside the limits of its containers and what its kernel has by its
+    /// size: its kernel and agent. Less where the pod's cgroup on the host has no room for it.
     pub base_mib: u64,
     /// Most memory of a guest in MiB; 0 for what the host has.
     pub max_memory_mib: u64,

@@ -29,6 +29,7 @@ mod live;
 mod log;
 mod manager;
 mod model;
+mod oom;
 mod queue;
 mod record;
 mod recovery;

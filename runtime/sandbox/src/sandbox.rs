@@ -8,6 +8,7 @@ mod attend;
 mod containers;
 mod end;
 mod events;
+mod host;
 mod network;
 mod settle;
 mod start;
@@ -271,6 +272,11 @@ impl Sandbox {
     pub fn cgroup(&self) -> Result<Cgroup> {
         let parent = self.record.lock().config.cgroup_parent.clone();
         Cgroup::named(&parent, &self.id)
+    }
+
+    /// Ends what is in its cgroup, and removes it.
+    async fn remove_cgroup(&self) -> Result<()> {
+        self.cgroup()?.remove_within(self.manager.call_deadline()).await
     }
 
     /// What it takes to follow a process of its guest.

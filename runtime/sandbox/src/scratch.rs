@@ -13,7 +13,7 @@ use std::process::Command;
 
 use rustix::fs::{SeekFrom, seek};
 
-use crate::{Error, Result};
+use crate::{Error, Result, oom};
 
 /// Makes sure the template of this size exists and returns its path.
 ///
@@ -29,7 +29,9 @@ pub fn template(directory: &Path, mib: u64) -> Result<PathBuf> {
     let file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
     file.set_len(mib << 20).map_err(Error::io("size", &temporary))?;
     let failed = |message: String| Error::Program { program: "mkfs.ext4", message };
-    let output = Command::new("mkfs.ext4")
+    let mut command = Command::new("mkfs.ext4");
+    oom::prepare(&mut command, oom::NEUTRAL);
+    let output = command
         .args(["-q", "-F", "-b", "4096", "-m", "0", "-L", "scratch"])
         .args(["-O", "^has_journal,^resize_inode,sparse_super2"])
         .args(["-E", "lazy_itable_init=1,nodiscard,packed_meta_blocks=1,num_backup_sb=0,root_owner=0:0"])

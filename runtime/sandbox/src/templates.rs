@@ -27,7 +27,7 @@ use crate::id;
 use crate::layout::{Layout, PodPaths};
 use crate::sizing::GuestSize;
 use crate::vm::Vm;
-use crate::{Error, ManagerConfig, Result};
+use crate::{Error, ManagerConfig, Result, oom};
 
 /// After a failure, guests boot for this long before it is tried again.
 const RETRY: Duration = Duration::from_secs(600);
@@ -182,7 +182,7 @@ impl Templates {
 
     async fn save(&self, id: &str, paths: &PodPaths, size: GuestSize, saved: &Path) -> Result<()> {
         let config = self.config();
-        let (vm, sign) = Vm::spawn(config, id, paths, size, Start::Template(files(saved)), None).await?;
+        let (vm, sign) = Vm::spawn(config, id, paths, size, Start::Template(files(saved)), None, oom::NEUTRAL).await?;
         let made = async {
             vm.ready(sign, config.boot_deadline()).await?;
             // What it takes to answer a call is in memory from then on.

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use nacelle_vmm::config::{MachineConfig, Start};
 use nacelle_vmm::control::ClientError;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Signal;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -28,7 +29,7 @@ use crate::failpoint::step;
 use crate::layout::PodPaths;
 use crate::record::ProcessId;
 use crate::sizing::GuestSize;
-use crate::{Error, ManagerConfig, Result};
+use crate::{Error, ManagerConfig, Result, oom};
 
 pub use devices::{Devices, Features, stop};
 
@@ -81,7 +82,8 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Starts the VMM process in the pod's cgroup; [`Vm::ready`] waits for the guest.
+    /// Starts the VMM process in the pod's cgroup and with the pod's `oom_score_adj`; [`Vm::ready`] waits for the
+    /// guest.
     pub async fn spawn(
         config: &ManagerConfig,
         id: &str,
@@ -89,6 +91,7 @@ impl Vm {
         size: GuestSize,
         start: Start,
         cgroup: Option<&Cgroup>,
+        oom_score_adj: i16,
     ) -> Result<(Self, Sign)> {
         let sign = match start {
             Start::Clone(_) => Sign::Runs,
@@ -125,6 +128,7 @@ impl Vm {
         if let Some(cgroup) = cgroup {
             cgroup.hold(&mut command)?;
         }
+        oom::prepare(&mut command, oom_score_adj);
         let program = config.program.clone();
         let spawned = tokio::task::spawn_blocking(move || command.spawn()).await;
         let pid = spawned.map_err(|e| Error::Internal(e.to_string()))?.map_err(Error::io("start", program))?.id();
@@ -172,6 +176,17 @@ impl Vm {
     /// The VMM's process.
     pub fn process(&self) -> &ProcessId {
         &self.process
+    }
+
+    /// Has the host's kernel end it sooner or later than others when memory is short.
+    pub fn set_oom_score_adj(&self, value: i16) {
+        let runs = || {
+            let mut ended = [PollFd::new(&self.pidfd, PollFlags::IN)];
+            rustix::event::poll(&mut ended, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) == Ok(0)
+        };
+        if let Err(error) = oom::change(self.process.pid, value, runs) {
+            tracing::debug!(sandbox = %self.id, value, %error, "oom_score_adj of the VMM not changed");
+        }
     }
 
     /// Becomes `Some` when the VMM has ended.

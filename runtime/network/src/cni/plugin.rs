@@ -106,10 +106,13 @@ impl Plugins {
             .stdout(handle(&output)?)
             .stderr(handle(&words)?)
             .process_group(0);
-        // SAFETY: between fork and exec there is one system call.
+        // SAFETY: between fork and exec there are four system calls, and nothing is allocated.
         unsafe {
-            command
-                .pre_exec(|| rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(Into::into));
+            command.pre_exec(|| {
+                // The kernel spares the daemon when memory is short, and a plugin not for its sake.
+                let _ = std::fs::write("/proc/self/oom_score_adj", "0");
+                rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(Into::into)
+            });
         }
         let child = command.spawn().map_err(Error::path("start the CNI plugin", &program))?;
         let limit = match self.until {

@@ -266,6 +266,24 @@ fn every_plugin_is_asked_whatever_the_others_say_and_none_undoes_twice() {
 }
 
 #[test]
+fn a_plugin_does_not_inherit_how_the_kernel_spares_the_daemon() {
+    let directory = tempfile::tempdir().unwrap();
+    plugin(
+        directory.path(),
+        "one",
+        &format!("cat /proc/self/oom_score_adj >{}", directory.path().join("score").display()),
+    );
+    let own = "/proc/self/oom_score_adj";
+    let before = fs::read_to_string(own).unwrap();
+    // Another value than nobody's: less takes a right that this test may lack.
+    fs::write(own, "300").unwrap();
+    let done = Chain::new(&plugins(directory.path(), 20)).del(&attachment(&["one"]), "");
+    fs::write(own, before).unwrap();
+    done.unwrap();
+    assert_eq!(fs::read_to_string(directory.path().join("score")).unwrap().trim(), "0");
+}
+
+#[test]
 fn commands_of_a_later_version_are_not_sent_to_earlier_ones() {
     let directory = tempfile::tempdir().unwrap();
     plugin(

@@ -86,7 +86,7 @@ impl Manager {
         });
         let record = record.await.map_err(|e| Error::Internal(e.to_string()))??;
         let parent = record.map(|record| record.config.cgroup_parent).unwrap_or_default();
-        Cgroup::named(&parent, id)?.remove().await?;
+        Cgroup::named(&parent, id)?.remove_within(limit).await?;
         let pod = nacelle_network::Pod { id: id.to_owned(), ..Default::default() };
         self.shared.means.network.detach(pod, paths.network()).await?;
         let paths = paths.clone();

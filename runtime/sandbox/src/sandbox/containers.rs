@@ -34,9 +34,6 @@ impl Sandbox {
         }
         let status = self.status();
         let pid_target = self.pid_target(&config.security)?;
-        if let Some(size) = self.record().size {
-            size.check_cpuset(&config.resources.cpuset_cpus)?;
-        }
         let hostname = status.config.host_name();
         // What is wrong with a mount is told before anything is made.
         let volumes = Volumes::open(&self.id, &id, &config, self.manager.call_deadline()).await?;
@@ -104,6 +101,8 @@ impl Sandbox {
                     self.attend();
                 }
             }
+        } else {
+            self.settle_on_host().await;
         }
         made
     }
@@ -220,6 +219,7 @@ impl Sandbox {
         step!("remove_container.record");
         container.forget().await?;
         self.lock().containers.remove(id);
+        self.settle_on_host().await;
         Ok(true)
     }
 

@@ -79,7 +79,7 @@ impl Sandbox {
                 Ok(None) => {}
                 Err(error) => {
                     tracing::warn!(sandbox = %self.id, %error, "VMM not held: its control group is ended");
-                    self.cgroup()?.remove().await?;
+                    self.remove_cgroup().await?;
                 }
             }
             step!("stop.ended");
@@ -142,7 +142,7 @@ impl Sandbox {
     async fn end_by_evidence(self: &Arc<Self>) -> Result<()> {
         let (paths, limit) = (self.paths.clone(), self.manager.call_deadline());
         blocking(move || crate::recovery::end_vmm(&paths, limit)).await?;
-        self.cgroup()?.remove().await?;
+        self.remove_cgroup().await?;
         self.detach_network().await?;
         self.change(|record| record.state = SandboxState::NotReady);
         Ok(())
@@ -166,7 +166,7 @@ impl Sandbox {
 
     /// Gives back what only a running guest needs.
     pub(super) async fn release(&self) -> Result<()> {
-        self.cgroup()?.remove().await?;
+        self.remove_cgroup().await?;
         step!("release.cgroup");
         self.lock().vm = None;
         let (run, scratch) = (self.paths.run.clone(), self.paths.scratch());

@@ -14,7 +14,7 @@ use crate::failpoint::step;
 use crate::model::{SandboxConfig, SandboxState};
 use crate::sizing::GuestSize;
 use crate::vm::{Sign, Vm};
-use crate::{Error, Result, scratch, user_namespace};
+use crate::{Error, Result, oom, scratch, user_namespace};
 
 /// As much as the guest's generator has state.
 const ENTROPY_BYTES: usize = 32;
@@ -43,6 +43,9 @@ impl Sandbox {
         let manager = self.manager.clone();
         let bounds = cgroup::bounds(&config.cgroup_parent)?;
         let size = GuestSize::of(&config, &manager.guest, bounds)?;
+        if let Some(shortage) = size.shortage(&config) {
+            tracing::warn!(sandbox = %self.id, namespace = config.namespace, pod = config.name, "{shortage}");
+        }
         self.update(|record| record.size = Some(size)).await?;
         let cgroup = Cgroup::create(&config.cgroup_parent, &self.id)?;
         if let Some(cgroup) = &cgroup {
@@ -151,7 +154,8 @@ impl Sandbox {
         origin: Start,
         cgroup: Option<&Cgroup>,
     ) -> Result<(Arc<Vm>, Sign)> {
-        let (vm, sign) = Vm::spawn(&self.manager, &self.id, &self.paths, size, origin, cgroup).await?;
+        let score = oom::of_parent(&self.record.lock().config.cgroup_parent);
+        let (vm, sign) = Vm::spawn(&self.manager, &self.id, &self.paths, size, origin, cgroup, score).await?;
         let vm = Arc::new(vm);
         self.lock().vm = Some(vm.clone());
         self.update(|record| record.vmm = Some(vm.process().clone())).await?;

@@ -20,17 +20,25 @@ impl Sandbox {
         if !matches!(state, ContainerState::Created | ContainerState::Running) {
             return container.require(ContainerState::Running, "change its limits");
         }
+        let before = container.record().config.resources;
         if let Some(size) = self.record().size {
-            size.check(&change)?;
+            size.check(&before, &change)?;
         }
-        let limits = spec::limits(&change, false)?;
-        let resources_json = serde_json::to_vec(&limits).map_err(|e| Error::Internal(e.to_string()))?;
-        let request = api::UpdateContainerRequest { container_id: id.into(), resources_json };
-        let mut client = self.agent.client();
-        self.agent.call("change the container's limits", client.update_container(request)).await?;
-        // It holds in the guest by now: a full disk only has it on record later.
-        container.change(|record| record.config.resources = merged(&record.config.resources, change));
-        self.attend();
+        // A kubelet with a static CPU manager sends nothing else every ten seconds, and it is not for the guest.
+        let inside = Resources { cpuset_cpus: String::new(), cpuset_mems: String::new(), ..change.clone() };
+        if inside != Resources::default() {
+            let limits = spec::limits(&inside, false)?;
+            let resources_json = serde_json::to_vec(&limits).map_err(|e| Error::Internal(e.to_string()))?;
+            let request = api::UpdateContainerRequest { container_id: id.into(), resources_json };
+            let mut client = self.agent.client();
+            self.agent.call("change the container's limits", client.update_container(request)).await?;
+        }
+        if merged(&before, change.clone()) != before {
+            // It holds in the guest by now: a full disk only has it on record later.
+            container.change(|record| record.config.resources = merged(&record.config.resources, change));
+            self.attend();
+        }
+        self.settle_on_host().await;
         Ok(())
     }
 
@@ -46,11 +54,12 @@ impl Sandbox {
             return Err(Error::State { thing, state: "not ready".into(), action: "change its limits" });
         }
         if let Some(size) = size {
-            size.check(&resources)?;
+            size.check(&before.resources, &resources)?;
         }
         let (overhead, resources) = (merged(&before.overhead, overhead), merged(&before.resources, resources));
         let cgroup = self.cgroup()?;
         if cgroup.exists() {
+            cgroup.complete();
             cgroup.limit(&resources, &overhead)?;
         }
         self.update(|record| {

@@ -33,12 +33,7 @@ pub fn build(asked: &Resources, privileged: bool) -> Result<LinuxResources> {
     if asked.cpu_quota != 0 {
         cpu = cpu.quota(asked.cpu_quota);
     }
-    if !asked.cpuset_cpus.is_empty() {
-        cpu = cpu.cpus(asked.cpuset_cpus.clone());
-    }
-    if !asked.cpuset_mems.is_empty() {
-        cpu = cpu.mems(asked.cpuset_mems.clone());
-    }
+    // cpuset_cpus and cpuset_mems name the host's, which are for the VMM's cgroup.
     let mut memory = LinuxMemoryBuilder::default();
     if asked.memory_limit < 0 || asked.memory_swap_limit < -1 {
         return Err(Error::Invalid(format!("memory limit {} bytes must not be negative", asked.memory_limit)));
@@ -87,4 +82,22 @@ fn devices(privileged: bool) -> Result<Vec<LinuxDeviceCgroup>> {
         rules.push(rule.build().map_err(internal)?);
     }
     Ok(rules)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processors_of_the_host_are_not_the_guest_s() {
+        let asked = Resources {
+            cpu_quota: 5000,
+            cpuset_cpus: "12-15,63".into(),
+            cpuset_mems: "1".into(),
+            ..Resources::default()
+        };
+        let limits = build(&asked, false).unwrap();
+        let cpu = limits.cpu().as_ref().unwrap();
+        assert_eq!((cpu.quota(), cpu.cpus(), cpu.mems()), (Some(5000), &None, &None));
+    }
 }

@@ -7,10 +7,17 @@
 //! With the systemd driver the kubelet names a slice. The VMM's cgroup is made directly
 //! below that slice's, not as a scope over D-Bus: the slice's limits hold all the same, a
 //! pod can start, and be cleaned up, while systemd is being restarted, and it takes no
-//! connection to a bus. systemd leaves cgroups alone that it does not know.
+//! connection to a bus. systemd leaves cgroups alone that it does not know, but not what their
+//! parents hand down: it takes a controller from a slice that is not delegated when none of its
+//! own units below wants it, and with it the limits of the VMM's cgroup. So controllers are
+//! looked at, and enabled again, whenever a cgroup is used ([`Cgroup::complete`]); the slice's own
+//! limits, which hold the pod, are not touched by that.
 //!
 //! Where the host has no writable cgroup v2 hierarchy a pod runs without one; limits from
 //! outside then do not apply, and `nacelle check` says so.
+
+mod cpuset;
+mod end;
 
 use std::fs::{self, File};
 use std::io;
@@ -64,6 +71,8 @@ pub struct Bounds {
     /// Whether the kubelet made a cgroup for the pod and left its memory unlimited, because
     /// not every container has a limit.
     pub open_memory: bool,
+    /// How much memory that cgroup may have, in bytes, if it is limited.
+    pub memory: Option<u64>,
     /// The same of processor time.
     pub open_cpu: bool,
     /// How many processes the pod may have.
@@ -92,6 +101,15 @@ impl Cgroup {
     /// The cgroup that [`Cgroup::create`] would make, whether it is there or not.
     pub fn named(parent: &str, sandbox_id: &str) -> Result<Self> {
         Ok(Self { path: parent_path(parent)?.join(format!("{PREFIX}{sandbox_id}")) })
+    }
+
+    /// Enables again what its parents no longer hand down. What limited it is then to be written
+    /// again.
+    pub fn complete(&self) {
+        let Ok(there) = fs::read_to_string(self.path.join("cgroup.controllers")) else { return };
+        if !CONTROLLERS.iter().all(|name| there.split_whitespace().any(|on| on == *name)) {
+            self.enable_controllers();
+        }
     }
 
     /// Every ancestor hands its controllers down. One that cannot (it holds processes of
@@ -131,14 +149,17 @@ impl Cgroup {
 
     /// Limits the pod from outside beyond what its parent does. What is zero stays as it
     /// is; a memory limit needs an overhead beside it, for the guest is more than its
-    /// containers.
+    /// containers. May be repeated, and must be where a controller was away ([`Cgroup::complete`]).
     ///
     /// # Errors
     /// The pod uses more memory already than it would be left with.
     pub fn limit(&self, resources: &Resources, overhead: &Resources) -> Result<()> {
         let write = |file: &str, value: String| {
             let path = self.path.join(file);
-            fs::write(&path, value).map_err(Error::io("write", &path))
+            match fs::read_to_string(&path) {
+                Ok(before) if before.trim() == value => Ok(()),
+                _ => fs::write(&path, value).map_err(Error::io("write", &path)),
+            }
         };
         if resources.cpu_quota > 0 {
             let period = if resources.cpu_period > 0 { resources.cpu_period } else { 100_000 };
@@ -155,7 +176,7 @@ impl Cgroup {
         if resources.memory_limit > 0 && overhead.memory_limit > 0 {
             let limit = resources.memory_limit.saturating_add(overhead.memory_limit).unsigned_abs();
             let used = self.number("memory.current").unwrap_or(0);
-            if used > limit {
+            if used > limit && self.number("memory.max").is_none_or(|before| before > limit) {
                 return Err(Error::Exhausted(format!(
                     "the pod's guest holds {used} bytes of memory, which is more than the {limit} bytes it would be \
                      left with: restart the pod to make it smaller"
@@ -166,6 +187,21 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Keeps what is in it to these processors and memory nodes of the host, of which each item
+    /// is a list that one of the pod's containers has. Where the host has no cpuset, or not
+    /// these processors, it runs wherever its parent does.
+    pub fn pin<'a>(&self, cpus: impl IntoIterator<Item = &'a str>, mems: impl IntoIterator<Item = &'a str>) {
+        for (file, list) in [("cpuset.cpus", cpuset::union(cpus)), ("cpuset.mems", cpuset::union(mems))] {
+            let path = self.path.join(file);
+            // Also empty where nothing was restricted.
+            let same = fs::read_to_string(&path).map(|before| before.trim() == list);
+            if let Err(error) = same.and_then(|same| if same { Ok(()) } else { fs::write(&path, format!("{list}\n")) })
+            {
+                tracing::debug!(path = %path.display(), list, %error, "not restricted");
+            }
+        }
+    }
+
     /// Whether it is there.
     pub fn exists(&self) -> bool {
         self.path.exists()
@@ -173,7 +209,10 @@ impl Cgroup {
 
     /// How many processes in it the kernel has killed for want of memory.
     pub fn oom_kills(&self) -> u64 {
-        let events = fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
+        let read = |group: &Path| fs::read_to_string(group.join("memory.events"));
+        // Without the controller, its parent tells: that is the pod's alone.
+        let parent = || read(self.path.parent().filter(|parent| !is_shared(parent)).unwrap_or(&self.path));
+        let events = read(&self.path).or_else(|_| parent()).unwrap_or_default();
         let line = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
         line.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
     }
@@ -181,6 +220,7 @@ impl Cgroup {
     /// What is in it uses; its memory limit is the closer one of its own and its parent's.
     /// `now` is a monotonic clock in nanoseconds.
     pub fn usage(&self, now: u64) -> GroupUsage {
+        self.complete();
         let mut usage = usage::read(&self.path, now);
         let parents = self.path.parent().and_then(|parent| fs::read_to_string(parent.join("memory.max")).ok());
         let parents = parents.and_then(|limit| limit.trim().parse::<u64>().ok());
@@ -192,30 +232,6 @@ impl Cgroup {
 
     fn number(&self, file: &str) -> Option<u64> {
         fs::read_to_string(self.path.join(file)).ok()?.trim().parse().ok()
-    }
-
-    /// Kills what is in it and removes it. Nothing happens if it does not exist.
-    pub async fn remove(&self) -> Result<()> {
-        let cgroup = self.clone();
-        tokio::task::spawn_blocking(move || cgroup.remove_now()).await.map_err(|e| Error::Internal(e.to_string()))?
-    }
-
-    fn remove_now(&self) -> Result<()> {
-        let _ = fs::write(self.path.join("cgroup.kill"), "1");
-        // Killed processes leave the cgroup when they are reaped, which their pidfds tell
-        // nobody here: a busy cgroup is tried again for a little while.
-        let mut attempts = 0;
-        loop {
-            match fs::remove_dir(&self.path) {
-                Ok(()) => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && attempts < 200 => {
-                    attempts += 1;
-                    std::thread::sleep(std::time::Duration::from_millis(5));
-                }
-                Err(error) => return Err(Error::io("remove cgroup", &self.path)(error)),
-            }
-        }
     }
 }
 
@@ -230,9 +246,15 @@ pub fn bounds(parent: &str) -> Result<Bounds> {
     let open = |file: &str| first(read(file)).is_some_and(|limit| limit == "max");
     Ok(Bounds {
         open_memory: open("memory.max"),
+        memory: first(read("memory.max")).and_then(|limit| limit.parse().ok()),
         open_cpu: open("cpu.max"),
         pids: first(read("pids.max")).and_then(|limit| limit.parse().ok()),
     })
+}
+
+/// Whether it is one for pods of which nobody said where they belong.
+fn is_shared(parent: &Path) -> bool {
+    parent == Path::new(HIERARCHY).join(DEFAULT_PARENT)
 }
 
 /// The directory of a parent cgroup: a path, or the name of a slice, which stands for all
