@@ -31,8 +31,11 @@ use crate::{Error, ManagerConfig, Result, oom};
 
 /// After a failure, guests boot for this long before it is tried again.
 const RETRY: Duration = Duration::from_secs(600);
-/// Space that a template may need, in MiB, if its guest has as much memory.
-const SPACE_MIB: u64 = 256;
+/// Of a file system, this part stays free for others: what is in a tmpfs is the host's memory, and
+/// /run is also systemd's.
+const RESERVE: u64 = 4;
+/// What a guest touches until its agent is ready, beside the descriptors of its pages; generous.
+const TOUCHED_MIB: u64 = 96;
 /// Ends the name of what is being made.
 const UNFINISHED: &str = "new";
 /// Sizes of which it is known that they were asked for.
@@ -265,17 +268,52 @@ fn remove(directory: &Path) {
     }
 }
 
-/// A template that does not fit would take the space that others need, and end with its VMM.
+/// What a template of this size takes of its file system at most, in MiB, before anybody clones
+/// it: what a guest has touched when its agent is ready. Its VMM can go no further.
+fn needed_mib(size: GuestSize) -> u64 {
+    // Page descriptors and hash tables, and what kernel, initramfs and agent have written in huge pages.
+    (TOUCHED_MIB + size.memory_mib / 45).min(size.memory_mib)
+}
+
+/// A template that does not fit would take the space that others need, and end with its VMM. Those
+/// that were removed count for as long as a clone has their memory.
 fn check_space(directory: &Path, size: GuestSize) -> Result<()> {
-    let needed = size.memory_mib.min(SPACE_MIB);
+    let needed = needed_mib(size);
     let status = statvfs(directory).map_err(|error| Error::io("look at", directory)(error.into()))?;
-    let free = status.f_bavail.saturating_mul(status.f_frsize) >> 20;
-    if free < needed {
+    let mib = |blocks: u64| blocks.saturating_mul(status.f_frsize) >> 20;
+    let (free, reserve) = (mib(status.f_bavail), mib(status.f_blocks) / RESERVE);
+    if free < needed.saturating_add(reserve) {
         return Err(Error::Exhausted(format!(
-            "{} has {free} MiB left, a template may need {needed}: make room, configure guest.template_directory, or \
-             set guest.templates to 0",
+            "{} has {free} MiB left, of which {reserve} are kept for others, and a template may need {needed}: make \
+             room, configure guest.template_directory, or set guest.templates to 0",
             directory.display()
         )));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_leaves_a_quarter_of_its_file_system_to_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let size = |memory_mib| GuestSize { memory_mib, vcpus: 1 };
+        let status = statvfs(directory.path()).unwrap();
+        let free = (status.f_bavail * status.f_frsize) >> 20;
+        let reserve = ((status.f_blocks * status.f_frsize) >> 20) / RESERVE;
+        assert!(free > reserve + 200, "this test wants three quarters of {free} MiB of a disk");
+        check_space(directory.path(), size(1)).unwrap();
+        // By its page descriptors alone.
+        let error = check_space(directory.path(), size((free - reserve) * 45)).unwrap_err().to_string();
+        assert!(error.contains(&format!("of which {reserve} are kept")), "{error}");
+        assert!(error.contains("guest.template_directory"), "{error}");
+    }
+
+    #[test]
+    fn a_larger_guest_touches_more() {
+        let needed = |memory_mib| needed_mib(GuestSize { memory_mib, vcpus: 1 });
+        assert_eq!((needed(64), needed(256), needed(64 << 10)), (64, 101, 1552));
+    }
 }
