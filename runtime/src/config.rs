@@ -122,6 +122,9 @@ impl Config {
             let factor: f64 = text.parse().with_context(|| format!("{SCALE_VARIABLE}={text:?} is not a number"))?;
             config.timeout_scale *= factor;
         }
+        if let Ok(program) = std::env::current_exe() {
+            take_own_guest(&program, &mut config.guest);
+        }
         config.validate().with_context(|| format!("configuration {}", path.display()))?;
         Ok(config)
     }
@@ -302,6 +305,20 @@ impl Config {
     }
 }
 
+/// Guests start from the kernel and the agent of the program's own version, where it is installed
+/// beside them, and nothing else is configured: a daemon that goes on while another version is
+/// installed stays with what it knows.
+fn take_own_guest(program: &Path, guest: &mut GuestConfig) {
+    let standard = GuestConfig::default();
+    let Some(directory) = program.parent() else { return };
+    for (path, standard) in [(&mut guest.kernel, standard.kernel), (&mut guest.initramfs, standard.initramfs)] {
+        let own = standard.file_name().map(|name| directory.join(name)).filter(|own| own.is_file());
+        if let Some(own) = own.filter(|_| *path == standard) {
+            *path = own;
+        }
+    }
+}
+
 /// A value as TOML writes it.
 pub fn toml(value: impl Serialize) -> String {
     toml::Value::try_from(value).map(|value| value.to_string()).unwrap_or_default()
@@ -328,6 +345,23 @@ mod tests {
         let all = toml::Value::try_from(&config).unwrap();
         let described: toml::Value = toml::from_str(&config.describe()).unwrap();
         assert_eq!(all, described);
+    }
+
+    #[test]
+    fn a_program_stays_with_the_kernel_and_agent_of_its_version() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("nacelle");
+        let standard = GuestConfig::default();
+        let mut guest = standard.clone();
+        take_own_guest(&program, &mut guest);
+        assert_eq!(guest, standard, "nothing is beside it");
+        for name in ["vmlinux", "initramfs.cpio"] {
+            std::fs::write(directory.path().join(name), "x").unwrap();
+        }
+        guest.initramfs = "/elsewhere/initramfs.cpio".into();
+        take_own_guest(&program, &mut guest);
+        assert_eq!(guest.kernel, directory.path().join("vmlinux"));
+        assert_eq!(guest.initramfs, Path::new("/elsewhere/initramfs.cpio"), "as configured");
     }
 
     #[test]
