@@ -41,6 +41,7 @@ pub fn main(config: &Config) -> ExitCode {
         Finding { what: "mkfs.ext4", result: mkfs(), required: true },
         Finding { what: "cgroup v2", result: cgroup(), required: false },
         Finding { what: "pod network", result: network(config), required: false },
+        Finding { what: "directories", result: directories(config), required: false },
     ];
     let mut ready = true;
     for finding in findings {
@@ -162,6 +163,11 @@ fn slow_to_change(mounts: &str, release: &str) -> bool {
     });
     let major = release.split('.').next().and_then(|major| major.parse::<u32>().ok());
     !favoured && major.is_some_and(|major| major >= 6)
+}
+
+fn directories(config: &Config) -> Result<String, String> {
+    crate::directories::check(config).map_err(|error| error.to_string())?;
+    Ok(format!("{} and {}", config.root.display(), config.run.display()))
 }
 
 fn network(config: &Config) -> Result<String, String> {

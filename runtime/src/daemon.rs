@@ -19,7 +19,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 
 use crate::check;
 use crate::config::Config;
-use crate::{health, logging, notify};
+use crate::{directories, health, logging, notify};
 
 /// Largest message accepted, in bytes.
 const MESSAGE_LIMIT: usize = 16 << 20;
@@ -49,6 +49,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let patience = Instant::now() + LEAVING.mul_f64(config.timeout_scale);
     outlast(patience, |_| true, async || refuse_second(&config.socket).await).await?;
+    directories::check(&config)?;
+    directories::claim(&config)?;
     let program = std::env::current_exe().context("find this program")?;
     let images = config.root.join("images");
     let store = outlast(

@@ -3,6 +3,7 @@
 mod check;
 mod config;
 mod daemon;
+mod directories;
 mod health;
 mod logging;
 mod notify;
