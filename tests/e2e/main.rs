@@ -30,6 +30,7 @@ mod start_up;
 mod state;
 mod stats;
 mod streaming;
+mod unpatched;
 mod user_namespaces;
 mod volumes;
 mod workloads;
