@@ -50,7 +50,10 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let patience = Instant::now() + LEAVING.mul_f64(config.timeout_scale);
     outlast(patience, |_| true, async || refuse_second(&config.socket).await).await?;
     directories::check(&config)?;
-    directories::claim(&config)?;
+    // For the next daemon. A full disk keeps this one from nothing.
+    if let Err(error) = directories::claim(&config) {
+        tracing::warn!(error = format!("{error:#}"), "not written down where the pods are");
+    }
     let program = std::env::current_exe().context("find this program")?;
     let images = config.root.join("images");
     let store = outlast(

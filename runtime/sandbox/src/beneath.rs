@@ -17,7 +17,6 @@
 //! `openat2` is in Linux since 5.6.
 
 // The records, run directories and sockets of pods come to be opened by it one by one.
-#![allow(dead_code)]
 
 mod socket;
 #[cfg(test)]
@@ -65,11 +64,6 @@ impl Directory {
         Ok(Self { fd: fd.map_err(failed("open directory", path))?, path: path.into() })
     }
 
-    /// Its path when it was opened.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// The path of `name` in it, for messages.
     pub fn path_of(&self, name: impl AsRef<Path>) -> PathBuf {
         self.path.join(name)
@@ -79,6 +73,7 @@ impl Directory {
     ///
     /// # Errors
     /// If there is none, or a link or anything else in its place.
+    #[cfg(test)]
     pub fn directory(&self, name: impl AsRef<Path>) -> Result<Self> {
         let path = self.path_of(&name);
         match lookup(&self.fd, name.as_ref(), DIRECTORY, Mode::empty(), RESOLVE) {
@@ -170,7 +165,7 @@ impl Directory {
             FileType::Socket => Ok(held),
             other => Err(is_no("socket", other)),
         });
-        Ok(Socket::new(held.map_err(Error::io("open socket", &path))?, path))
+        Ok(Socket::new(held.map_err(Error::io("open socket", path))?))
     }
 
     /// All of a file, if that is at most `limit` bytes.

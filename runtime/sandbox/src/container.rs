@@ -266,10 +266,8 @@ impl Container {
         }
         *self.unsettled.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.change(|record| {
-            // The guest's clock may be a little off the host's.
-            let finished_at = exit.finished_at.min(clock::now()).max(record.started_at);
             record.state = ContainerState::Exited;
-            record.exit = Some(ExitInfo { finished_at, ..exit });
+            record.exit = Some(exit);
         });
     }
 

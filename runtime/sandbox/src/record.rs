@@ -12,15 +12,17 @@ mod check;
 mod sketch;
 mod stored;
 
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read};
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::beneath::Directory;
 use crate::log::Place;
 use crate::model::{ContainerConfig, ContainerState, ExitInfo, Identity, SandboxConfig, SandboxState};
 use crate::sizing::GuestSize;
@@ -157,15 +159,21 @@ pub fn write<T: Serialize>(path: &Path, record: &T) -> Result<()> {
     let mut text = serde_json::to_vec_pretty(&Versioned { version: VERSION, record })
         .map_err(|e| Error::Record { path: path.into(), reason: e.to_string() })?;
     text.push(b'\n');
-    let mut temporary: PathBuf = path.into();
-    temporary.set_extension("json.new");
-    let mut file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
-    if let Err(error) = file.write_all(&text) {
-        // A full disk has no room for what nobody reads.
-        let _ = fs::remove_file(&temporary);
-        return Err(Error::io("write", &temporary)(error));
-    }
-    fs::rename(&temporary, path).map_err(Error::io("replace", path))
+    let (directory, name) = place(path)?;
+    directory.replace(name, &text, 0o600)
+}
+
+/// Removes a record. Nothing happens if there is none. Blocks.
+pub fn remove(path: &Path) -> Result<()> {
+    let (directory, name) = place(path)?;
+    directory.remove_file(name).map(drop)
+}
+
+/// The directory that a record is in, and its name there.
+fn place(path: &Path) -> Result<(Directory, &OsStr)> {
+    let named = path.parent().zip(path.file_name());
+    let (parent, name) = named.ok_or_else(|| Error::Internal(format!("{} names no record", path.display())))?;
+    Ok((Directory::open(parent)?, name))
 }
 
 /// Reads the record of what has this id. Blocks.

@@ -5,8 +5,8 @@
 
 use nacelle_proto::agent::v1 as api;
 
-use crate::model::{ExitInfo, Identity};
-use crate::{Error, Result, clock};
+use crate::model::{ExitInfo, ExitReason, Identity};
+use crate::{AgentFailure, Error, Result, clock};
 
 /// Longest answer of any call in bytes: 31 containers with 128 devices each take less. What it is decoded to may be fifty
 /// times as long.
@@ -48,7 +48,7 @@ pub fn created(answer: api::CreateContainerResponse) -> Result<Identity> {
     let api::CreateContainerResponse { uid, gid, groups } = answer;
     if groups.len() > GROUPS {
         let message = format!("its user has {} groups in the guest, at most {GROUPS} can be", groups.len());
-        return Err(Error::Agent { action: "create the container".into(), message });
+        return Err(Error::Agent { action: "create the container".into(), kind: AgentFailure::Other, message });
     }
     Ok(Identity { uid, gid, groups })
 }
@@ -59,12 +59,12 @@ pub fn exit(answer: &api::WaitResponse, started_at: i64) -> ExitInfo {
     let code = exit_code(answer);
     // An agent of the first release tells of any process of the container that was killed.
     let reason = match (answer.oom_killed && code == 128 + 9, code) {
-        (true, _) => "OOMKilled",
-        (false, 0) => "Completed",
-        (false, _) => "Error",
+        (true, _) => ExitReason::OomKilled,
+        (false, 0) => ExitReason::Completed,
+        (false, _) => ExitReason::Error,
     };
     let finished_at = finished_at(answer.finished_at, started_at, clock::now());
-    ExitInfo { code, reason: reason.into(), message: String::new(), finished_at }
+    ExitInfo { code, reason, message: String::new(), finished_at }
 }
 
 /// The exit code of a process, 0 to 255; 255 for one that can be none.

@@ -26,6 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use nacelle_network::Network;
 
 use crate::agent::{Agent, Reach};
+use crate::beneath::Directory;
 use crate::cgroup::Cgroup;
 use crate::container::{Container, Followed};
 use crate::events::Events;
@@ -315,11 +316,14 @@ fn make_directory(path: &std::path::Path) -> Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(Error::io("create directory", path))
 }
 
-fn remove_directory(path: &std::path::Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
-        _ => Ok(()),
+/// Removes a directory with all that is in it. Nothing happens if there is none. Blocks.
+pub fn remove_directory(path: &std::path::Path) -> Result<()> {
+    let Some((parent, name)) = path.parent().zip(path.file_name()) else { return Ok(()) };
+    if !path.exists() {
+        return Ok(());
     }
+    // Not what is mounted below it, and nothing that a link in it leads to.
+    Directory::open(parent)?.remove_tree(name).map(drop)
 }
 
 fn remove_file(path: &std::path::Path) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use tokio::net::UnixStream;
 
@@ -11,17 +11,11 @@ use tokio::net::UnixStream;
 pub struct Socket {
     /// By `O_PATH`.
     fd: OwnedFd,
-    path: PathBuf,
 }
 
 impl Socket {
-    pub(super) fn new(fd: OwnedFd, path: PathBuf) -> Self {
-        Self { fd, path }
-    }
-
-    /// Where it was found, for messages.
-    pub fn path(&self) -> &Path {
-        &self.path
+    pub(super) fn new(fd: OwnedFd) -> Self {
+        Self { fd }
     }
 
     /// What a client connects to that takes a path, of whatever type of socket. It leads to this socket for as long as

@@ -140,7 +140,7 @@ fn reads_and_lists_are_bounded() {
 fn a_file_is_created_opened_and_replaced_as_asked() {
     let (inside, directory, _outside) = place();
     let made = directory.create_directories("one/two", 0o700).unwrap();
-    assert_eq!(made.path(), inside.path().join("one/two"));
+    assert_eq!(made.path_of(""), inside.path().join("one/two/"));
     directory.create_directories("one/two", 0o700).expect("it is there");
     let mut file = directory.file("one/two/file", OFlags::RDWR | OFlags::CREATE | OFlags::APPEND, 0o640).unwrap();
     file.write_all(b"first").unwrap();
@@ -217,7 +217,7 @@ fn a_tree_of_any_depth_goes() {
 fn what_is_mounted_in_a_tree_stays() {
     let (inside, directory, outside) = place();
     let (tree, source) = (inside.path().join("tree"), outside.path().to_owned());
-    let path = directory.path().to_owned();
+    let path = directory.path_of("");
     let in_namespace = std::thread::spawn(move || {
         // SAFETY: a namespace of this thread's own, which shares its descriptors with the process as before.
         if unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }.is_err() {
@@ -257,7 +257,6 @@ async fn a_socket_is_the_one_that_was_looked_up() {
     let right = bind("socket");
     let socket = directory.socket(Path::new(&long).join("socket")).unwrap();
     let path = inside.path().join(&long).join("socket");
-    assert_eq!(socket.path(), path);
     fs::remove_file(&path).unwrap();
     let wrong = bind("socket");
     wrong.set_nonblocking(true).unwrap();

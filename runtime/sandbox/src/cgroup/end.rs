@@ -10,8 +10,6 @@ use tokio::time::Instant;
 use super::Cgroup;
 use crate::{Error, Result};
 
-/// How long [`Cgroup::remove`] waits for processes to be gone.
-const PATIENCE: Duration = Duration::from_secs(1);
 /// How often a busy cgroup is tried again.
 const AGAIN: Duration = Duration::from_millis(5);
 /// Processes that an error names.
@@ -23,21 +21,6 @@ impl Cgroup {
     pub fn processes(&self) -> Vec<u32> {
         let list = fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default();
         list.lines().filter_map(|line| line.trim().parse().ok()).filter(|pid| *pid != 0).collect()
-    }
-
-    /// Kills what is in it and removes it. Nothing happens if it does not exist.
-    ///
-    /// # Errors
-    /// As [`Cgroup::remove_within`], after a second. Blocks for as long.
-    pub fn remove(&self) -> Result<()> {
-        let begun = Instant::now();
-        while !self.try_remove()? {
-            if begun.elapsed() >= PATIENCE {
-                return Err(self.busy(PATIENCE));
-            }
-            std::thread::sleep(AGAIN);
-        }
-        Ok(())
     }
 
     /// Kills what is in it and removes it, for as long as `limit`. Nothing happens if it does
@@ -134,7 +117,6 @@ mod tests {
         cgroup.remove_within(Duration::from_secs(10)).await.unwrap();
         assert!(!cgroup.exists() && !reaped.await.unwrap().success());
         cgroup.remove_within(Duration::ZERO).await.unwrap();
-        cgroup.remove().unwrap();
     }
 
     #[tokio::test]
@@ -148,18 +130,18 @@ mod tests {
         assert!(error.contains(&cgroup.path.display().to_string()), "{error}");
         child.wait().unwrap();
         fs::remove_dir(&inner).unwrap();
-        cgroup.remove().unwrap();
+        cgroup.remove_within(Duration::from_secs(10)).await.unwrap();
     }
 
-    #[test]
-    fn a_kernel_without_cgroup_kill_kills_one_by_one() {
+    #[tokio::test]
+    async fn a_kernel_without_cgroup_kill_kills_one_by_one() {
         let cgroup = cgroup("each");
         let mut children = [sleeper(&cgroup), sleeper(&cgroup)];
         cgroup.kill_each();
         for child in &mut children {
             assert!(!child.wait().unwrap().success());
         }
-        cgroup.remove().unwrap();
+        cgroup.remove_within(Duration::from_secs(10)).await.unwrap();
         let mut other = Command::new("sleep").arg("1000").spawn().unwrap();
         cgroup.kill_each();
         assert!(other.try_wait().unwrap().is_none(), "what is not in it lives");

@@ -8,11 +8,11 @@ use nacelle_proto::agent::v1 as api;
 use nacelle_proto::stdio::Stream;
 use tokio::task::JoinSet;
 
-use super::{Container, KILLED, gone};
+use super::{Container, gone};
 use crate::agent::{self, Agent};
-use crate::clock;
 use crate::log::{LogFile, Sink, pump};
-use crate::model::{ExitInfo, ExitReason};
+use crate::model::ExitInfo;
+use crate::replies;
 use crate::vm::Vm;
 
 /// Pause before the agent is asked again after a broken connection, or a log is tried again.
@@ -48,7 +48,8 @@ impl Container {
                 let (container, by) = (container.clone(), by.clone());
                 async move { container.carry(&by, log).await }
             });
-            let exit = wait(&container.id, &by).await;
+            let started_at = container.record.lock().started_at;
+            let exit = wait(&container.id, &by, started_at).await;
             let stop = carried.abort_handle();
             if tokio::time::timeout(by.drain, carried).await.is_err() {
                 tracing::warn!(
@@ -111,14 +112,14 @@ impl Container {
 }
 
 /// Asks the agent until it knows the end, or the guest is gone.
-async fn wait(id: &str, by: &Followed) -> ExitInfo {
+async fn wait(id: &str, by: &Followed, started_at: i64) -> ExitInfo {
     let mut complained = false;
     loop {
         let mut client = by.agent.client();
         let request = api::WaitRequest { container_id: id.into(), exec_id: String::new() };
         tokio::select! {
             answer = client.wait(request) => match answer {
-                Ok(answer) => return exit_info(&answer.into_inner()),
+                Ok(answer) => return replies::exit(&answer.into_inner(), started_at),
                 Err(status) => {
                     if !by.vm.has_ended() && !complained {
                         complained = true;
@@ -132,36 +133,5 @@ async fn wait(id: &str, by: &Followed) -> ExitInfo {
             end = by.vm.wait_exit() => return gone(&end),
             () = tokio::time::sleep(RETRY) => {}
         }
-    }
-}
-
-/// The agent's answer in our words.
-fn exit_info(answer: &api::WaitResponse) -> ExitInfo {
-    // The agent tells whether the kernel killed any process of the container for want of memory.
-    // Its first one was that process only if it was killed at all.
-    let reason = match (answer.exit_code, answer.oom_killed) {
-        (0, _) => ExitReason::Completed,
-        (KILLED, true) => ExitReason::OomKilled,
-        _ => ExitReason::Error,
-    };
-    let finished_at = if answer.finished_at > 0 { answer.finished_at } else { clock::now() };
-    ExitInfo { code: answer.exit_code, reason, message: String::new(), finished_at }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_container_is_out_of_memory_only_if_its_first_process_was_killed() {
-        let reason = |exit_code, oom_killed| {
-            exit_info(&api::WaitResponse { exit_code, oom_killed, ..api::WaitResponse::default() }).reason
-        };
-        assert_eq!(reason(0, false), ExitReason::Completed);
-        assert_eq!(reason(0, true), ExitReason::Completed, "it got over the end of one of its children");
-        assert_eq!(reason(137, true), ExitReason::OomKilled);
-        assert_eq!(reason(137, false), ExitReason::Error, "somebody killed it");
-        assert_eq!(reason(1, true), ExitReason::Error, "it ended by itself, if because of a child");
-        assert_eq!(reason(143, true), ExitReason::Error);
     }
 }

@@ -10,6 +10,7 @@ use crate::cgroup::Cgroup;
 use crate::layout::PodPaths;
 use crate::model::SandboxState;
 use crate::record::{self, SandboxRecord, Unusable};
+use crate::sandbox::remove_directory;
 use crate::{Error, Result, recovery, scratch};
 
 /// How often records that cannot be read are looked at again, before the configuration's factor.
@@ -141,11 +142,5 @@ impl Manager {
 
 /// Removes a pod's directories. Blocks.
 fn remove_all(paths: &PodPaths) -> Result<()> {
-    for path in [&paths.run, &paths.root] {
-        match std::fs::remove_dir_all(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", path)(error)),
-            _ => {}
-        }
-    }
-    Ok(())
+    [&paths.run, &paths.root].into_iter().try_for_each(|path| remove_directory(path))
 }

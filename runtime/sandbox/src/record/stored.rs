@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
-use super::write;
+use super::{remove, write};
 use crate::Result;
 
 /// A record that is looked at without waiting for a disk: memory has its own lock, which nobody holds while something
@@ -81,12 +81,7 @@ impl<T: Clone + Serialize> Stored<T> {
         let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         // Nothing that is still to be saved brings it back.
         self.changed.store(false, Ordering::Relaxed);
-        match std::fs::remove_file(&self.path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(crate::Error::io("remove", &self.path)(error))
-            }
-            _ => Ok(()),
-        }
+        remove(&self.path)
     }
 }
 

@@ -16,7 +16,7 @@ use crate::container::Container;
 use crate::failpoint::step;
 use crate::model::{ContainerState, ExitInfo, ExitReason, SandboxState};
 use crate::vm::{Devices, End, Vm};
-use crate::{Result, exec, signal, volumes};
+use crate::{Result, exec, replies, signal, volumes};
 
 impl Sandbox {
     /// Finds out what is there of a pod that an earlier daemon made, and goes on from there. Nothing happens if that
@@ -48,7 +48,7 @@ impl Sandbox {
         step!("adopt.followed");
         let mut client = self.agent.client();
         let list = client.list_containers(api::ListContainersRequest {});
-        let known = self.agent.call("list the guest's containers", list).await?.containers;
+        let known = replies::containers(self.agent.call("list the guest's containers", list).await?);
         let devices = vm.devices().await?;
         step!("adopt.asked");
         self.reconcile(&vm, &known, devices).await?;
@@ -217,11 +217,12 @@ impl Sandbox {
         let features = vm.features().await?;
         let mut client = self.agent.client();
         let info = self.agent.call("ask the agent who it is", client.info(api::InfoRequest {})).await?;
+        let info = replies::info(info);
         let versions = crate::record::Versions {
             vmm: features.version,
             vmm_features: features.names,
             agent: info.agent_version,
-            agent_features: Vec::new(),
+            agent_features: info.features,
             kernel: info.kernel_release,
         };
         if self.record.lock().versions != versions {

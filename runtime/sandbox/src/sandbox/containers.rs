@@ -11,12 +11,11 @@ use crate::clock;
 use crate::container::Container;
 use crate::failpoint::step;
 use crate::model::{
-    ContainerConfig, ContainerImages, ContainerState, ExitInfo, ExitReason, Identity, NamespaceMode, SandboxState,
-    Security,
+    ContainerConfig, ContainerImages, ContainerState, ExitInfo, ExitReason, NamespaceMode, SandboxState, Security,
 };
 use crate::record::{ContainerRecord, Unusable};
 use crate::vm::Vm;
-use crate::{Error, ErrorKind, Result, signal, spec};
+use crate::{Error, ErrorKind, Result, replies, signal, spec};
 
 impl Sandbox {
     /// Makes a container.
@@ -123,12 +122,12 @@ impl Sandbox {
         volumes.hand_over(vm, container, images, &mut request).await?;
         step!("create.volumes");
         let mut client = self.agent.client();
-        let made = self.agent.call("create the container", client.create_container(request)).await?;
+        let user = replies::created(self.agent.call("create the container", client.create_container(request)).await?)?;
         step!("create.guest");
         container
             .update(|record| {
                 record.state = ContainerState::Created;
-                record.user = Some(Identity { uid: made.uid, gid: made.gid, groups: made.groups });
+                record.user = Some(user);
             })
             .await
     }

@@ -7,11 +7,13 @@ use crate::failpoint::step;
 use crate::model::{ContainerState, SandboxState};
 use crate::record::Unusable;
 use crate::vm::{End, Vm};
-use crate::{Error, Result, signal};
+use crate::{Error, Result, guest_clock, signal};
 
 impl Sandbox {
     /// Follows the guest: when it ends by itself, so do its containers.
     pub(super) fn watch(self: &Arc<Self>, vm: Arc<Vm>) {
+        let scale = self.manager.timeout_scale;
+        tokio::spawn(guest_clock::keep(self.agent.clone(), vm.clone(), self.id.clone(), scale));
         let sandbox = Arc::downgrade(self);
         tokio::spawn(async move {
             let end = vm.wait_exit().await;

@@ -4,19 +4,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nacelle_proto::agent::v1 as api;
+use nacelle_proto::features;
 
 use super::{NOT_STARTED, Sandbox};
 use crate::clock;
 use crate::container::Container;
 use crate::model::{ContainerState, ExitInfo, ExitReason};
-use crate::{Error, Result, signal};
+use crate::{Error, Result, replies, signal};
 
 /// How long an agent may take for a start that it does not tell of, before the configuration's factor.
 const STARTING: Duration = Duration::from_secs(90);
 
 /// Whether the guest is about to start it.
-pub(super) fn is_starting(_there: Option<&api::ContainerInfo>) -> bool {
-    false
+pub(super) fn is_starting(there: Option<&api::ContainerInfo>) -> bool {
+    there.is_some_and(|info| info.starting)
 }
 
 impl Sandbox {
@@ -32,14 +33,17 @@ impl Sandbox {
         let vm = self.vm()?;
         let mut client = self.agent.client();
         let list = client.list_containers(api::ListContainersRequest {});
-        let known = self.agent.call("list the guest's containers", list).await?.containers;
+        let known = replies::containers(self.agent.call("list the guest's containers", list).await?);
         let mut owed = Ok(());
         for container in unsettled {
             let there = known.iter().find(|info| info.container_id == container.id);
             match there.map(api::ContainerInfo::state) {
                 Some(api::container_info::State::Created) => {
                     let since = container.unsettled_for().unwrap_or_default();
-                    if is_starting(there) || since < STARTING.mul_f64(self.manager.timeout_scale) {
+                    let tells =
+                        self.record.lock().versions.agent_features.iter().any(|name| name == features::STARTING);
+                    let may_start = !tells && since < STARTING.mul_f64(self.manager.timeout_scale);
+                    if is_starting(there) || may_start {
                         let action = format!("the start of container {}", container.id);
                         owed = owed.and(Err(Error::Deadline { action, limit: since }));
                     } else {
