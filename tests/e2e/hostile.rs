@@ -107,6 +107,9 @@ fn untouched(outside: &TempDir) {
     }
 }
 
+/// What puts something at a path.
+type Trick<'a> = dyn Fn(&Path) + 'a;
+
 /// Puts something else where `path` was.
 fn replaced(path: &Path, make: impl FnOnce(&Path)) {
     let _ = fs::remove_file(path);
@@ -127,7 +130,7 @@ fn endless(path: &Path) {
 async fn what_a_vmm_puts_in_place_of_its_words_is_not_read() {
     let outside = outside();
     let secret = outside.path().join("secret");
-    let tricks: [(&str, &dyn Fn(&Path)); 4] = [
+    let tricks: [(&str, &Trick<'_>); 4] = [
         ("a link to a secret", &|path| symlink(&secret, path).unwrap()),
         ("a link to an endless device", &|path| symlink("/dev/zero", path).unwrap()),
         ("a named pipe", &pipe),
@@ -167,8 +170,8 @@ async fn a_vmm_cannot_have_the_daemon_talk_to_another_pods() {
     victim.is_well(&neighbour, &healthy).await;
     // Its own end is not the neighbour's.
     let request = cri::StopPodSandboxRequest { pod_sandbox_id: victim.pod.clone() };
-    let stop = victim.client.runtime.clone().stop_pod_sandbox(request);
-    tokio::time::timeout(limit(120), stop).await.expect("an end").unwrap();
+    let mut runtime = victim.client.runtime.clone();
+    tokio::time::timeout(limit(120), runtime.stop_pod_sandbox(request)).await.expect("an end").unwrap();
     victim.is_well(&neighbour, &healthy).await;
     victim.client.remove_pod(&neighbour).await.unwrap();
     victim.end().await;

@@ -281,7 +281,11 @@ fn check_space(directory: &Path, size: GuestSize) -> Result<()> {
     let needed = needed_mib(size);
     let status = statvfs(directory).map_err(|error| Error::io("look at", directory)(error.into()))?;
     let mib = |blocks: u64| blocks.saturating_mul(status.f_frsize) >> 20;
-    let (free, reserve) = (mib(status.f_bavail), mib(status.f_blocks) / RESERVE);
+    check_room(directory, mib(status.f_bavail), mib(status.f_blocks), needed)
+}
+
+fn check_room(directory: &Path, free: u64, total: u64, needed: u64) -> Result<()> {
+    let reserve = total / RESERVE;
     if free < needed.saturating_add(reserve) {
         return Err(Error::Exhausted(format!(
             "{} has {free} MiB left, of which {reserve} are kept for others, and a template may need {needed}: make \
@@ -298,17 +302,12 @@ mod tests {
 
     #[test]
     fn a_template_leaves_a_quarter_of_its_file_system_to_others() {
-        let directory = tempfile::tempdir().unwrap();
-        let size = |memory_mib| GuestSize { memory_mib, vcpus: 1 };
-        let status = statvfs(directory.path()).unwrap();
-        let free = (status.f_bavail * status.f_frsize) >> 20;
-        let reserve = ((status.f_blocks * status.f_frsize) >> 20) / RESERVE;
-        assert!(free > reserve + 200, "this test wants three quarters of {free} MiB of a disk");
-        check_space(directory.path(), size(1)).unwrap();
-        // By its page descriptors alone.
-        let error = check_space(directory.path(), size((free - reserve) * 45)).unwrap_err().to_string();
-        assert!(error.contains(&format!("of which {reserve} are kept")), "{error}");
-        assert!(error.contains("guest.template_directory"), "{error}");
+        let room = |free, needed| check_room(Path::new("/run/t"), free, 4000, needed);
+        room(1100, 100).unwrap();
+        let error = room(1099, 100).unwrap_err().to_string();
+        assert!(error.contains("1099 MiB left, of which 1000 are kept"), "{error}");
+        assert!(error.contains("/run/t") && error.contains("guest.template_directory"), "{error}");
+        check_space(Path::new("/proc/self/no-such-directory"), GuestSize { memory_mib: 1, vcpus: 1 }).unwrap_err();
     }
 
     #[test]

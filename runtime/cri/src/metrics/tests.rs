@@ -116,6 +116,8 @@ fn pod() -> SandboxStats {
             message: String::new(),
             size: None,
             silent_since: None,
+            not_adopted: None,
+            versions: nacelle_sandbox::Versions::default(),
         },
         at: 6_000_000_000,
         host: group(),
