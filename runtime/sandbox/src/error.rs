@@ -266,6 +266,9 @@ fn of_network(error: &nacelle_network::Error) -> ErrorKind {
         Network::Invalid(_) => ErrorKind::Invalid,
         Network::NotConfigured(_) | Network::Configuration { .. } | Network::PluginMissing { .. } => ErrorKind::State,
         Network::Timeout { .. } => ErrorKind::Timeout,
+        Network::Left { .. } | Network::NotUndone { .. } | Network::Locked { .. } | Network::Busy { .. } => {
+            ErrorKind::Unreachable
+        }
         Network::System { source, .. } | Network::Path { source, .. } => of_io(source),
         _ => ErrorKind::Failed,
     }

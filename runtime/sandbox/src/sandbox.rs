@@ -16,6 +16,8 @@ mod teardown;
 mod update;
 mod volumes;
 
+pub use network::network_pod;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;

@@ -10,7 +10,7 @@ use crate::cgroup::Cgroup;
 use crate::layout::PodPaths;
 use crate::model::SandboxState;
 use crate::record::{self, SandboxRecord, Unusable};
-use crate::sandbox::remove_directory;
+use crate::sandbox::{network_pod, remove_directory};
 use crate::{Error, Result, recovery, scratch};
 
 /// How often records that cannot be read are looked at again, before the configuration's factor.
@@ -86,9 +86,10 @@ impl Manager {
             Ok::<_, Error>(record)
         });
         let record = record.await.map_err(|e| Error::Internal(e.to_string()))??;
-        let parent = record.map(|record| record.config.cgroup_parent).unwrap_or_default();
+        let config = record.map(|record| record.config).unwrap_or_default();
+        let parent = config.cgroup_parent.clone();
         Cgroup::named(&parent, id)?.remove_within(limit).await?;
-        let pod = nacelle_network::Pod { id: id.to_owned(), ..Default::default() };
+        let pod = network_pod(id, &config);
         self.shared.means.network.detach(pod, paths.network()).await?;
         let paths = paths.clone();
         tokio::task::spawn_blocking(move || remove_all(&paths)).await.map_err(|e| Error::Internal(e.to_string()))?

@@ -16,22 +16,8 @@ use crate::{Error, Result};
 const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
 
 impl Sandbox {
-    /// The pod, as far as its network is concerned.
     fn network_pod(&self, config: &SandboxConfig) -> Pod {
-        Pod {
-            id: self.id.clone(),
-            name: config.name.clone(),
-            namespace: config.namespace.clone(),
-            uid: config.uid.clone(),
-            annotations: config.annotations.clone(),
-            ports: config.ports.clone(),
-            dns: nacelle_network::Dns {
-                servers: config.dns.servers.clone(),
-                searches: config.dns.searches.clone(),
-                options: config.dns.options.clone(),
-            },
-            cgroup_parent: config.cgroup_parent.clone(),
-        }
+        network_pod(&self.id, config)
     }
 
     /// Attaches the pod to its networks. When it fails, the guest is not waited for.
@@ -87,6 +73,24 @@ impl Sandbox {
                 Err(error) => tracing::warn!(sandbox = id, %error, "the pod's network is not looked at"),
             }
         });
+    }
+}
+
+/// A pod as far as its network is concerned.
+pub fn network_pod(id: &str, config: &SandboxConfig) -> Pod {
+    Pod {
+        id: id.to_owned(),
+        name: config.name.clone(),
+        namespace: config.namespace.clone(),
+        uid: config.uid.clone(),
+        annotations: config.annotations.clone(),
+        ports: config.ports.clone(),
+        dns: nacelle_network::Dns {
+            servers: config.dns.servers.clone(),
+            searches: config.dns.searches.clone(),
+            options: config.dns.options.clone(),
+        },
+        cgroup_parent: config.cgroup_parent.clone(),
     }
 }
 

@@ -180,7 +180,11 @@ impl Sandbox {
         if let Some(vm) = vm {
             results.push(vm.kill().await);
         }
-        results.push(self.detach_network().await);
+        // What the network's plugins did not undo just now they need not be asked again at once.
+        match reason {
+            Error::Network(error) if error.is_left() => results.push(Err(Error::Internal(error.to_string()))),
+            _ => results.push(self.detach_network().await),
+        }
         results.push(self.release().await);
         if results.iter().all(Result::is_ok) {
             let root = self.paths.root.clone();
