@@ -58,8 +58,8 @@ async fn a_guest_that_stops_answering_costs_its_calls_and_nothing_else() {
     client.start(&id).await.unwrap();
     client.start(&fine).await.unwrap();
     let vmm = client.vmm_pid(&stuck).await.unwrap();
-    let events = client.runtime.clone().get_container_events(cri::GetEventsRequest {});
-    let mut events = events.await.unwrap().into_inner();
+    let mut runtime = client.runtime.clone();
+    let mut events = runtime.get_container_events(cri::GetEventsRequest {}).await.unwrap().into_inner();
     assert!(info(&client, &stuck).await.contains("\"answers\":true"));
     signal(vmm, Signal::STOP);
 
