@@ -23,6 +23,7 @@ mod metrics;
 mod mirrors;
 mod network;
 mod pod;
+mod recovery;
 mod resources;
 mod restart;
 mod security;

@@ -57,8 +57,19 @@ impl Daemon {
 
     /// Starts the daemon (again) and waits until it answers.
     pub async fn restart(&mut self) -> Result<()> {
+        self.restart_by(Command::new("nacelle")).await
+    }
+
+    /// The same, with so many file descriptors until it is given more.
+    pub async fn restart_with_descriptors(&mut self, descriptors: u32) -> Result<()> {
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--nofile={descriptors}:4096")).arg("nacelle");
+        self.restart_by(command).await
+    }
+
+    async fn restart_by(&mut self, mut command: Command) -> Result<()> {
         let log = std::fs::File::options().append(true).create(true).open(self.log_path())?;
-        let child = Command::new("nacelle")
+        let child = command
             .arg("--config")
             .arg(self.directory.path().join("config.toml"))
             .arg("daemon")
@@ -87,6 +98,11 @@ impl Daemon {
             Ok(()) => bail!("the daemon started"),
             Err(error) => Ok(format!("{error:#}")),
         }
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
     }
 
     /// Kills the daemon with SIGKILL.

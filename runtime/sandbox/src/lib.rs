@@ -6,11 +6,12 @@
 //! Invariants
 //! * Every resource of a pod on the host (process, directories, cgroup) carries the
 //!   sandbox id in its name, and its record is on disk before the first of them is made,
-//!   so that a sweep after any crash finds what nobody owns.
+//!   so that after any crash what nobody owns is found ([`recovery`]).
 //! * Calls that change one pod run one after the other on that pod's [`queue::Queue`],
-//!   to their end even when the caller goes away; no two pods share a queue, and no lock
-//!   is held across an await.
-//! * The VMM process outlives the daemon. A daemon that starts adopts what runs.
+//!   to their end even when the caller goes away, unless the pod is to end; no two pods share
+//!   a queue, and no lock is held across an await.
+//! * The VMM process outlives the daemon. A daemon that starts adopts what runs, and has no
+//!   right to end it.
 
 mod agent;
 mod beneath;

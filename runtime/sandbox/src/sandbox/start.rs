@@ -119,6 +119,7 @@ impl Sandbox {
         self.tell_change(SandboxState::Creating, SandboxState::Ready);
         step!("start.ready");
         self.watch(vm);
+        self.attend();
         Ok(())
     }
 
