@@ -83,7 +83,8 @@ impl Container {
     }
 
     fn with(record: Stored<ContainerRecord>, kept: Option<Unusable>) -> Arc<Self> {
-        let (id, state) = (record.lock().id.clone(), record.lock().state);
+        let known = record.get();
+        let (id, state) = (known.id, known.state);
         Arc::new(Self {
             id,
             record: Arc::new(record),
