@@ -1,10 +1,11 @@
 //! `nacelle check`: whether this host can run guests, in words, and what to do.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 
 use kvm_ioctls::Kvm;
-use nacelle_sandbox::{GuestConfig, Network};
+use nacelle_sandbox::{GuestConfig, Network, Versions, versions_on_record};
 
 use crate::config::Config;
 
@@ -42,6 +43,7 @@ pub fn main(config: &Config) -> ExitCode {
         Finding { what: "cgroup v2", result: cgroup(), required: false },
         Finding { what: "pod network", result: network(config), required: false },
         Finding { what: "directories", result: directories(config), required: false },
+        Finding { what: "pods", result: pods(config), required: false },
     ];
     let mut ready = true;
     for finding in findings {
@@ -170,6 +172,47 @@ fn directories(config: &Config) -> Result<String, String> {
     Ok(format!("{} and {}", config.root.display(), config.run.display()))
 }
 
+/// What the running pods consist of, as far as that is on record.
+fn pods(config: &Config) -> Result<String, String> {
+    let told = versions_on_record(&config.root, &config.run).map_err(|error| error.to_string())?;
+    kinds(&told.0, told.1)
+}
+
+/// `known` in words: how many pods have which VMM and agent; of `unknown` more nothing is known.
+fn kinds(known: &BTreeMap<Versions, usize>, unknown: usize) -> Result<String, String> {
+    // Which kernel it is, and what each of a version's features is called, says the status of each pod.
+    let mut groups = BTreeMap::<String, usize>::new();
+    for (versions, count) in known {
+        let Versions { vmm, vmm_features, agent, agent_features, .. } = versions;
+        let kind = match agent.as_str() {
+            "" => "not asked yet".to_owned(),
+            agent => {
+                let vmm = release(vmm, vmm_features);
+                format!("VMM {vmm}, agent {}", release(agent, agent_features))
+            }
+        };
+        *groups.entry(kind).or_default() += count;
+    }
+    let mut words: Vec<_> = groups.into_iter().map(|(kind, count)| format!("{count} ({kind})")).collect();
+    if words.is_empty() {
+        words.push("none".into());
+    }
+    let words = words.join(", ");
+    if unknown > 0 {
+        return Err(format!("{words}, and {unknown} with records that cannot be used: see the daemon's log"));
+    }
+    Ok(words)
+}
+
+/// A version; those of the first release know nothing beyond it, and some do not tell their version.
+fn release(version: &str, features: &[String]) -> String {
+    match (version, features) {
+        ("", _) => "of the first release".into(),
+        (version, []) => format!("{version} of the first release"),
+        (version, _) => version.into(),
+    }
+}
+
 fn network(config: &Config) -> Result<String, String> {
     let network = Network::new(config.network.clone(), config.root.join("networks"), config.timeout_scale);
     let runtime =
@@ -196,6 +239,28 @@ mod tests {
         assert!(slow_to_change(plain, "6.1.0-57-amd64"));
         assert!(!slow_to_change(plain, "5.10.0-30-amd64"));
         assert!(!slow_to_change(favoured, "6.1.0-57-amd64"));
+    }
+
+    #[test]
+    fn pods_are_counted_by_the_release_of_their_parts() {
+        let of = |vmm: &str, agent: &str, feature: Option<&str>, kernel: &str| Versions {
+            vmm: vmm.into(),
+            vmm_features: feature.iter().map(ToString::to_string).collect(),
+            agent: agent.into(),
+            agent_features: feature.iter().map(ToString::to_string).collect(),
+            kernel: kernel.into(),
+        };
+        assert_eq!(kinds(&BTreeMap::new(), 0).unwrap(), "none");
+        let known = BTreeMap::from([
+            (of("", "0.1.0", None, ""), 1),
+            (of("0.1.0", "0.1.0", Some("clock"), "6.12.1"), 2),
+            (of("0.1.0", "0.1.0", Some("clock"), "6.12.2"), 3),
+            (Versions::default(), 4),
+        ]);
+        let expected = "5 (VMM 0.1.0, agent 0.1.0), 1 (VMM of the first release, agent 0.1.0 of the first release), \
+                        4 (not asked yet)";
+        assert_eq!(kinds(&known, 0).unwrap(), expected);
+        assert!(kinds(&known, 2).unwrap_err().contains("2 with records"));
     }
 
     #[test]

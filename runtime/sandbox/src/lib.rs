@@ -45,6 +45,7 @@ mod stats;
 mod stdin;
 mod templates;
 mod user_namespace;
+mod versions;
 mod vm;
 mod volumes;
 
@@ -73,6 +74,7 @@ pub use session::{AttachedTerminal, Attachment, ExecConfig, ExecInput, ExecOutpu
 pub use sizing::GuestSize;
 pub use stats::{ContainerStats, DiskUsage, SandboxStats};
 pub use stdin::StdinWriter;
+pub use versions::versions_on_record;
 
 /// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

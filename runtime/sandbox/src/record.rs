@@ -67,7 +67,7 @@ pub struct SandboxRecord {
 }
 
 /// Who a pod consists of: each may be of another release than the daemon.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Versions {
     /// Of its VMM; empty if it does not tell, as those before 0.2 do not.

@@ -175,7 +175,7 @@ pub fn end_process(process: &ProcessId, limit: Duration) -> Result<()> {
 ///
 /// # Errors
 /// Not all of them can be told.
-fn names(directory: &Path) -> Result<Vec<String>> {
+pub fn names(directory: &Path) -> Result<Vec<String>> {
     let failed = || Error::io("read directory", directory);
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),

@@ -212,8 +212,21 @@ impl Sandbox {
         }
     }
 
-    /// Puts on record who drives the guest, and what runs in it.
-    pub(super) async fn note_versions(&self, vm: &Vm) -> Result<()> {
+    /// Has it on record, in a while, who drives the guest, and what runs in it. Nothing waits for that: not who asked for the
+    /// pod, and not what comes next in its queue.
+    pub(super) fn learn_versions(self: &Arc<Self>, vm: Arc<Vm>) {
+        let sandbox = self.clone();
+        tokio::spawn(async move {
+            match sandbox.note_versions(&vm).await {
+                Ok(()) => sandbox.attend(),
+                // The next daemon asks again.
+                Err(error) => tracing::debug!(sandbox = sandbox.id, %error, "not known what the pod consists of"),
+            }
+        });
+    }
+
+    /// Knows who drives the guest, and what runs in it.
+    async fn note_versions(&self, vm: &Vm) -> Result<()> {
         let features = vm.features().await?;
         let mut client = self.agent.client();
         let info = self.agent.call("ask the agent who it is", client.info(api::InfoRequest {})).await?;
@@ -225,7 +238,8 @@ impl Sandbox {
             agent_features: info.features,
             kernel: info.kernel_release,
         };
-        if self.record.lock().versions != versions {
+        let changed = self.record.lock().versions != versions;
+        if changed && self.state() == SandboxState::Ready {
             self.change(|record| record.versions = versions);
         }
         Ok(())

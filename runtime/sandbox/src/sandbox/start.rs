@@ -118,7 +118,8 @@ impl Sandbox {
         }
         self.tell_change(SandboxState::Creating, SandboxState::Ready);
         step!("start.ready");
-        self.watch(vm);
+        self.watch(vm.clone());
+        self.learn_versions(vm);
         self.attend();
         Ok(())
     }

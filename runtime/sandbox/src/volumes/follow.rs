@@ -3,7 +3,7 @@
 //! A descriptor of a directory leads upwards, too: `..` of one that was opened in the host's mount namespace goes up to the host's
 //! root, whatever root directory the process has that holds it. So a VMM gets none. It gets a copy of the mounts from the
 //! volume's path down, as for other volumes, and there is nothing above in it. But mounts propagate to copies only where
-//! these are part of somebody's mount namespace (seen on Linux 6.1 and 6.18: not to detached ones). So the copy, a
+//! these are part of somebody's mount namespace (seen on Linux 6.18: not to detached ones). So the copy, a
 //! slave of the host's mounts, is attached in the VMM's own namespace, below its root directory, in `/volumes`. Upwards of it there
 //! is the jail.
 //!
