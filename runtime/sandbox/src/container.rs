@@ -244,14 +244,25 @@ impl Container {
         Ok(Some(Arc::new(log)))
     }
 
+    /// The log of a process that runs, opened unless it is. Blocks.
+    ///
+    /// # Errors
+    /// As [`Container::open_log`].
+    fn attach_log(&self) -> Result<Option<Arc<LogFile>>> {
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        if log.is_none() {
+            *log = self.open_log()?;
+        }
+        Ok(log.clone())
+    }
+
     /// Goes on in a new log file, which exists when this returns. Blocks.
     ///
     /// # Errors
     /// The container does not run, or the file cannot be made.
     pub fn reopen_log(&self) -> Result<()> {
         self.require(ContainerState::Running, "reopen its log")?;
-        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match log {
+        match self.attach_log()? {
             Some(log) => log.reopen(|place| {
                 self.change(|record| record.log = Some(place));
                 self.record.save()

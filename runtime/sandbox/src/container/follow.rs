@@ -68,10 +68,12 @@ impl Container {
     /// Carries all output into the log.
     async fn carry(self: &Arc<Self>, by: &Followed, log: Option<Arc<LogFile>>) {
         let log = match log {
-            Some(log) => Some(log),
+            Some(log) => {
+                *self.log.lock().unwrap_or_else(PoisonError::into_inner) = Some(log.clone());
+                Some(log)
+            }
             None => self.open_log_at_last(&by.vm).await,
         };
-        *self.log.lock().unwrap_or_else(PoisonError::into_inner) = log.clone();
         let mut streams = vec![(Stream::Stdout, self.stdout.clone())];
         match self.record.lock().config.tty {
             true => self.stderr.end(),
@@ -90,7 +92,7 @@ impl Container {
         let mut pause = RETRY;
         loop {
             let container = self.clone();
-            let opened = tokio::task::spawn_blocking(move || container.open_log()).await;
+            let opened = tokio::task::spawn_blocking(move || container.attach_log()).await;
             let error = match opened {
                 Ok(Ok(log)) => return log,
                 Ok(Err(error)) => error.to_string(),

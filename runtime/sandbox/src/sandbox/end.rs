@@ -105,12 +105,13 @@ impl Sandbox {
             .into_iter()
             .filter(|container| matches!(container.state(), ContainerState::Running | ContainerState::Unknown))
             .collect();
+        let mut killed = Vec::new();
         for container in &running {
             if vm.has_ended() {
                 break;
             }
             match self.signal(&container.id, signal::KILL, true).await {
-                Ok(()) => {}
+                Ok(()) => killed.push(container),
                 Err(error @ Error::Deadline { .. }) => {
                     tracing::warn!(sandbox = %self.id, %error, "guest does not answer: killing its VMM");
                     vm.kill().await?;
@@ -123,7 +124,7 @@ impl Sandbox {
         step!("stop.killed");
         // Their last output is in the logs when they are seen to have ended.
         let ended = async {
-            for container in running.iter().filter(|container| container.state() == ContainerState::Running) {
+            for container in killed.iter().filter(|container| container.state() == ContainerState::Running) {
                 tokio::select! {
                     () = container.wait_exited() => {}
                     _ = vm.wait_exit() => {}
