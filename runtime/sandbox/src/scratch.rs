@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{SeekFrom, seek};
 
@@ -21,6 +22,12 @@ use crate::{Error, Result, oom};
 /// `mkfs.ext4` missing or failing, the disk full.
 pub fn template(directory: &Path, mib: u64) -> Result<PathBuf> {
     let path = directory.join(format!("scratch-{mib}.ext4"));
+    if path.exists() {
+        return Ok(path);
+    }
+    // The first pod may come while the daemon makes it.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     if path.exists() {
         return Ok(path);
     }
