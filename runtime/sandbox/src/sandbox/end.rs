@@ -29,12 +29,17 @@ impl Sandbox {
     }
 
     async fn guest_ended(self: &Arc<Self>, end: &End, vm: &Vm) -> Result<()> {
+        let asked = self.record.lock().stopping;
+        if self.state() != SandboxState::Ready || asked {
+            tracing::info!(target: "nacelle::sandbox", sandbox = %self.id, pod = self.name(), "guest ended as asked: {end}");
+        }
         if self.state() != SandboxState::Ready {
             return Ok(());
         }
-        let asked = self.record.lock().stopping;
         let console = vm.console();
-        tracing::warn!(target: "nacelle::sandbox", sandbox = %self.id, pod = self.name(), asked, "guest ended: {end}{console}");
+        if !asked {
+            tracing::warn!(target: "nacelle::sandbox", sandbox = %self.id, pod = self.name(), "guest ended by itself: {end}{console}");
+        }
         self.ended(end, if asked { String::new() } else { format!("{end}{console}") });
         // What is left to do is done sooner or later; that it has ended is known from now on.
         self.lock().not_adopted = Some("what its guest used is not given back yet".into());
