@@ -91,7 +91,12 @@ impl Sandbox {
             let record = container.record();
             let holds = record.slot.is_some() || !record.disks.is_empty();
             if record.state == ContainerState::Exited && holds && container.why_kept().is_none() {
-                owed = owed.and(self.tear_down_container(&container).await);
+                // How it ended is on disk before the guest forgets it.
+                let retired = match container.save().await {
+                    Ok(()) => self.tear_down_container(&container).await,
+                    Err(error) => Err(error),
+                };
+                owed = owed.and(retired);
                 owed = owed.and(container.save().await);
             }
         }
