@@ -344,7 +344,11 @@ async fn a_daemon_may_be_killed_while_a_plugin_works_and_while_pods_talk() {
     assert_eq!(client.pods().await.unwrap().iter().map(|pod| &pod.id).collect::<Vec<_>>(), [&pod]);
     assert_eq!(addresses(&client, &pod).await, [address.ip()]);
     assert_eq!(get_soon(address, "/f"), b"still here\n");
-    assert_eq!(daemon.netns().len(), 1, "what was half made is gone");
+    let deadline = tokio::time::Instant::now() + limit(60);
+    while daemon.netns().len() != 1 {
+        assert!(tokio::time::Instant::now() < deadline, "what was half made is there: {:?}", daemon.netns());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let network = Network { daemon: &daemon, bridge: "nt-killed", number: 4 };
     assert_eq!(network.taken(), [address.ip().to_string()]);
 

@@ -149,8 +149,20 @@ impl Daemon {
         std::fs::read_to_string(self.log_path()).unwrap_or_default()
     }
 
-    /// What is left of pods under its directories.
+    /// What is left of pods under its directories, once it had time to remove it: a daemon that starts does so in the
+    /// background.
     pub fn leftovers(&self) -> Vec<String> {
+        let deadline = std::time::Instant::now() + limit(5);
+        loop {
+            let found = self.there();
+            if found.is_empty() || std::time::Instant::now() > deadline {
+                return found;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn there(&self) -> Vec<String> {
         let mut found = host::leftovers(&self.directory.path().join("root"), &self.directory.path().join("r"));
         found.extend(self.netns().into_iter().map(|path| path.display().to_string()));
         found
