@@ -1,7 +1,7 @@
 //! A daemon of a test's own, to be broken.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -57,31 +57,44 @@ impl Daemon {
 
     /// Starts the daemon (again) and waits until it answers.
     pub async fn restart(&mut self) -> Result<()> {
-        self.restart_by(Command::new("nacelle")).await
+        self.launch(Path::new("nacelle"), &[])?;
+        self.answered().await
     }
 
     /// The same, with so many file descriptors until it is given more.
     pub async fn restart_with_descriptors(&mut self, descriptors: u32) -> Result<()> {
         let mut command = Command::new("prlimit");
         command.arg(format!("--nofile={descriptors}:4096")).arg("nacelle");
-        self.restart_by(command).await
+        self.launch_by(command, &[])?;
+        self.answered().await
     }
 
-    async fn restart_by(&mut self, mut command: Command) -> Result<()> {
+    /// Starts this program as the daemon (again), with these variables; does not wait for it.
+    pub fn launch(&mut self, program: &Path, variables: &[(&str, &str)]) -> Result<()> {
+        self.launch_by(Command::new(program), variables)
+    }
+
+    fn launch_by(&mut self, mut command: Command, variables: &[(&str, &str)]) -> Result<()> {
         let log = std::fs::File::options().append(true).create(true).open(self.log_path())?;
         let child = command
             .arg("--config")
             .arg(self.directory.path().join("config.toml"))
             .arg("daemon")
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()?;
         self.child = Some(child);
+        Ok(())
+    }
+
+    /// Waits until the daemon that was launched answers.
+    pub async fn answered(&mut self) -> Result<()> {
         let deadline = tokio::time::Instant::now() + limit(30);
         // A connection alone says little: what a daemon that was killed was about to start may have its socket still.
         while !answers(&self.socket()).await {
-            if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
+            if let Some(status) = self.status() {
                 bail!("the daemon ended with {status}: {}", self.log());
             }
             if tokio::time::Instant::now() > deadline {
@@ -90,6 +103,17 @@ impl Daemon {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Ok(())
+    }
+
+    /// How it ended, if it has.
+    pub fn status(&mut self) -> Option<ExitStatus> {
+        self.child.as_mut().and_then(|child| child.try_wait().ok().flatten())
+    }
+
+    /// Its process; none if it was not started, or killed.
+    pub fn pid(&self) -> Option<rustix::process::Pid> {
+        let pid = self.child.as_ref().and_then(|child| i32::try_from(child.id()).ok());
+        pid.and_then(rustix::process::Pid::from_raw)
     }
 
     /// Runs it until it ends by itself; returns its log. For daemons that must not start.
@@ -176,8 +200,12 @@ impl Daemon {
 }
 
 async fn answers(socket: &Path) -> bool {
-    let Ok(client) = Client::connect(socket).await else { return false };
-    client.runtime.clone().version(cri::VersionRequest::default()).await.is_ok()
+    let asked = async {
+        let client = Client::connect(socket).await.ok()?;
+        client.runtime.clone().version(cri::VersionRequest::default()).await.ok()
+    };
+    // A daemon that stands still accepts, and does not answer.
+    tokio::time::timeout(limit(2), asked).await.is_ok_and(|answer| answer.is_some())
 }
 
 impl Drop for Daemon {

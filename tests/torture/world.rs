@@ -1,0 +1,446 @@
+//! One place of the torture: a daemon, the pods that are wanted of it, and what is done to them at a point.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use fastrand::Rng;
+use futures_util::future::join_all;
+use nacelle_proto::runtime::v1 as cri;
+use nacelle_tests::client::{Client, container_config, image, limit};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::net::TcpListener;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::check::Check;
+use crate::node::{Dead, Node, PAUSE};
+use crate::plan::{Act, Aside, Change, Fault, Point};
+use crate::pods::{Pod, Want};
+
+/// How many pods there are between points, at least and at most.
+const PODS: (usize, usize) = (2, 3);
+/// Containers of a pod, at most.
+const CONTAINERS: usize = 3;
+/// An image that is pulled and removed.
+const IMAGE: &str = "busybox-docker";
+
+pub struct World {
+    node: Node,
+    client: Client,
+    pods: Vec<Pod>,
+    check: Check,
+    rng: Rng,
+    /// How many pods and containers were ever wanted.
+    number: usize,
+    met: bool,
+}
+
+impl World {
+    pub async fn new(program: &Path, seed: u64) -> Result<Self> {
+        let node = Node::new(program).await?;
+        let client = node.client().await?;
+        client.pull("busybox").await?;
+        std::fs::create_dir(node.path().join("k"))?;
+        let mut world = Self {
+            node,
+            client,
+            pods: Vec::new(),
+            check: Check::default(),
+            rng: Rng::with_seed(seed),
+            number: 0,
+            met: false,
+        };
+        // What a daemon without pods has.
+        let broken = world.check.all(&world.node, &world.client, &mut world.pods).await;
+        ensure!(broken.is_empty(), "before the first pod: {broken:#?}");
+        Ok(world)
+    }
+
+    /// Whether the last point's fault was met by anything.
+    pub fn was_met(&self) -> bool {
+        self.met
+    }
+
+    pub fn last_words(&mut self) -> Vec<String> {
+        let log = self.node.daemon().log();
+        let lines: Vec<_> = log.lines().map(str::to_owned).collect();
+        lines[lines.len().saturating_sub(80)..].to_vec()
+    }
+
+    /// Goes through one point; what does not hold afterwards.
+    pub async fn point(&mut self, point: &Point) -> Vec<String> {
+        self.met = false;
+        match self.try_point(point).await {
+            Ok(broken) => broken,
+            Err(error) => vec![format!("{error:#}")],
+        }
+    }
+
+    /// Removes all pods; what is left then.
+    pub async fn end(&mut self) -> Vec<String> {
+        for pod in &mut self.pods {
+            pod.wanted = false;
+        }
+        if let Err(error) = self.settle().await {
+            return vec![format!("at the end: {error:#}")];
+        }
+        let mut broken = self.check.all(&self.node, &self.client, &mut self.pods).await;
+        broken.extend(self.node.daemon().leftovers());
+        broken
+    }
+
+    async fn try_point(&mut self, point: &Point) -> Result<Vec<String>> {
+        self.rng = Rng::with_seed(point.pick);
+        self.prepare()?;
+        self.settle().await.context("before the point")?;
+        let ready = self.check.all(&self.node, &self.client, &mut self.pods).await;
+        ensure!(ready.is_empty(), "before the point: {ready:#?}");
+        let _ = self.node.said();
+
+        let subject = self.rng.usize(..self.pods.len());
+        let other = (subject + 1) % self.pods.len();
+        let victim = self.pods[subject].id.clone().context("a pod's id")?;
+        let vmm = Pid::from_raw(self.client.vmm_pid(&victim).await?).context("a VMM's process")?;
+        // One that nothing is done to.
+        let bystander = self.pods[other].running(0).and_then(|at| self.pods[other].containers[at].id.clone());
+        let bystander = bystander.context("a container that runs")?;
+        self.arm(point).await?;
+        self.want(point.change, subject)?;
+        // What happens to the other pod is not to be the bystander's end.
+        match point.beside {
+            Change::CreateContainer => self.want(Change::CreateContainer, other)?,
+            change @ (Change::StopContainer | Change::RemoveContainer) if self.pods.len() > 2 => {
+                self.want(change, (subject + 2) % self.pods.len())?;
+            }
+            _ => {}
+        }
+
+        let mut broken = self.torment(point, vmm, &victim, &bystander).await?;
+        if let Fault::KillVmm { .. } = point.fault {
+            self.expect_end(&victim).await?;
+        }
+        self.settle().await.context("after the fault")?;
+        broken.extend(self.check.all(&self.node, &self.client, &mut self.pods).await);
+        Ok(broken)
+    }
+
+    /// Wants as many pods and containers as there have to be, and not more.
+    fn prepare(&mut self) -> Result<()> {
+        while self.pods.len() < PODS.0 {
+            self.want(Change::RunPod, 0)?;
+        }
+        let many = self.pods.len().saturating_sub(PODS.1);
+        for pod in self.pods.iter_mut().take(many) {
+            pod.wanted = false;
+        }
+        for at in 0..self.pods.len() {
+            for container in self.pods[at].containers.iter_mut().rev().skip(CONTAINERS - 1) {
+                container.want = Want::Gone;
+            }
+            if self.pods[at].containers.iter().all(|container| container.want != Want::Running) {
+                self.want(Change::CreateContainer, at)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn want(&mut self, change: Change, at: usize) -> Result<()> {
+        self.number += 1;
+        let (number, pick) = (self.number, self.rng.u64(..));
+        match change {
+            Change::RunPod => {
+                let mut pod = Pod::wanted(&self.node.path().join("k"), self.node.cgroup(), number)?;
+                pod.want_container(number, pick.is_multiple_of(2))?;
+                self.pods.push(pod);
+            }
+            Change::RemovePod => self.pods[at].wanted = false,
+            Change::CreateContainer => drop(self.pods[at].want_container(number, true)?),
+            Change::StopContainer | Change::RemoveContainer => {
+                if let Some(container) = self.pods[at].running(pick) {
+                    let want = if change == Change::StopContainer { Want::Ended } else { Want::Gone };
+                    self.pods[at].containers[container].want = want;
+                }
+            }
+            Change::Nothing => {}
+        }
+        Ok(())
+    }
+
+    /// Prepares the fault, before anything is asked.
+    async fn arm(&mut self, point: &Point) -> Result<()> {
+        match &point.fault {
+            Fault::Step { name, act, turn } => {
+                let act = match act {
+                    Act::Kill => "kill",
+                    Act::Stop { .. } => "stop",
+                    Act::Fail(errno) => errno,
+                };
+                let skip = if *turn == 0 { String::new() } else { format!("{turn}*off->") };
+                self.node.launch(&format!("{name}={skip}1*return({act})"))?;
+                self.node.answers_or_not().await?;
+                self.client = self.node.client().await?;
+            }
+            Fault::Plugin(whim) => self.node.arm(*whim)?,
+            Fault::FullDisk { restart } => {
+                self.node.fill()?;
+                if *restart {
+                    self.client = self.node.serve().await.context("start with a full disk")?;
+                }
+            }
+            Fault::FewDescriptors { more } => self.node.limit_descriptors(Some(*more))?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Asks for all that is wanted while the fault is there, and takes the fault away.
+    async fn torment(&mut self, point: &Point, vmm: Pid, victim: &str, bystander: &str) -> Result<Vec<String>> {
+        let Self { node, client, pods, .. } = self;
+        let done = AtomicBool::new(false);
+        let calls = async {
+            let drives = pods.iter_mut().map(|pod| async {
+                let result = timeout(limit(60), pod.drive(client)).await;
+                let result = result.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer")));
+                result.map_err(|error| (pod.id.as_deref() == Some(victim), pod.wanted, format!("{error:#}"))).err()
+            });
+            let aside = timeout(limit(60), aside(client, point.aside, bystander));
+            let (drives, aside) = tokio::join!(join_all(drives), aside);
+            done.store(true, Ordering::Relaxed);
+            let aside = aside.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer")));
+            (drives.into_iter().flatten().collect::<Vec<_>>(), aside)
+        };
+        let fault = disturb(node, client, &point.fault, vmm, victim, bystander, &done);
+        let ((failed, aside), met) = tokio::join!(calls, fault);
+        let met = met.context("during the fault")?;
+
+        let mut broken = Vec::new();
+        for (of_victim, wanted, error) in failed {
+            let excused = match &point.fault {
+                Fault::KillVmm { .. } => of_victim,
+                // A full disk keeps no pod from ending.
+                Fault::FullDisk { .. } => wanted,
+                fault => may_fail(fault),
+            };
+            if !excused {
+                broken.push(format!("a call failed that had no reason to: {error}"));
+            }
+        }
+        if let Err(error) = aside
+            && !may_fail(&point.fault)
+            && !matches!(point.fault, Fault::KillVmm { .. })
+            && !matches!((&point.fault, point.aside), (Fault::FullDisk { .. }, Aside::Pull | Aside::RemoveImage))
+        {
+            broken.push(format!("{:?} failed, which had no reason to: {error:#}", point.aside));
+        }
+
+        self.node.empty();
+        if let Fault::Plugin(whim) = &point.fault {
+            self.node.disarm(*whim);
+        }
+        if self.node.stands_still() {
+            self.node.signal(Signal::CONT);
+        }
+        let said = self.node.said();
+        self.met = met || said.contains("fails here");
+        if self.node.has_ended() || self.node.pid().is_none() || point.restart {
+            self.node.serve().await.context("restart")?;
+        } else if matches!(point.fault, Fault::FewDescriptors { .. }) {
+            self.node.limit_descriptors(None)?;
+        }
+        self.client = self.node.client().await?;
+        Ok(broken)
+    }
+
+    /// Asks for all that is wanted until it is there.
+    async fn settle(&mut self) -> Result<()> {
+        let deadline = Instant::now() + limit(60);
+        loop {
+            let Self { client, pods, .. } = self;
+            let results = join_all(pods.iter_mut().map(|pod| timeout(limit(60), pod.drive(client)))).await;
+            let failed: Vec<_> = results
+                .into_iter()
+                .filter_map(|result| match result {
+                    Ok(Ok(())) => None,
+                    Ok(Err(error)) => Some(format!("{error:#}")),
+                    Err(_) => Some("no answer".to_owned()),
+                })
+                .collect();
+            if failed.is_empty() {
+                break;
+            }
+            ensure!(Instant::now() < deadline, "still fails: {failed:#?}");
+            sleep(PAUSE * 4).await;
+        }
+        let mut kept = Vec::new();
+        for mut pod in std::mem::take(&mut self.pods) {
+            if !pod.settle()? {
+                kept.push(pod);
+            }
+        }
+        self.pods = kept;
+        Ok(())
+    }
+
+    /// The pod whose VMM was killed has ended, and says so.
+    async fn expect_end(&mut self, id: &str) -> Result<()> {
+        let Some(pod) = self.pods.iter_mut().find(|pod| pod.id.as_deref() == Some(id)) else { return Ok(()) };
+        if let Err(error) = self.client.wait_not_ready(id).await {
+            // Removed meanwhile, as it had to be.
+            ensure!(!pod.wanted, "the end of a pod whose VMM was killed: {error:#}");
+            return Ok(());
+        }
+        for container in pod.containers.iter().filter_map(|container| container.id.as_ref()) {
+            // One that was being created may be gone.
+            if let Ok(status) = self.client.status(container).await {
+                ensure!(
+                    status.state() == cri::ContainerState::ContainerExited,
+                    "container {container} of a killed guest is {:?}",
+                    status.state()
+                );
+            }
+        }
+        pod.wanted = false;
+        Ok(())
+    }
+}
+
+/// Whether calls may fail while this is so.
+fn may_fail(fault: &Fault) -> bool {
+    match fault {
+        Fault::Step { act, .. } => *act != Act::Stop { then_kill: false },
+        Fault::KillDaemon { .. } | Fault::FewDescriptors { .. } => true,
+        Fault::Plugin(whim) => whim.how != "hang" || whim.then_kill,
+        _ => false,
+    }
+}
+
+/// What is asked beside the changes.
+async fn aside(client: &Client, what: Aside, bystander: &str) -> Result<()> {
+    let spec = || Some(cri::ImageSpec { image: image(IMAGE), ..Default::default() });
+    match what {
+        Aside::Exec => {
+            let answer = client.exec(bystander, &["echo", "here"]).await.context("ExecSync")?;
+            ensure!(answer.stdout == b"here\n", "ExecSync: {answer:?}");
+        }
+        Aside::Pull => drop(client.pull(IMAGE).await.context("PullImage")?),
+        Aside::RemoveImage => {
+            let request = cri::RemoveImageRequest { image: spec() };
+            client.images.clone().remove_image(request).await.context("RemoveImage")?;
+        }
+        Aside::Look => {
+            client.runtime.clone().status(cri::StatusRequest { verbose: true }).await.context("Status")?;
+            client.images.clone().list_images(cri::ListImagesRequest { filter: None }).await.context("ListImages")?;
+            client.stats(bystander).await.context("ContainerStats")?;
+        }
+    }
+    Ok(())
+}
+
+/// What goes wrong while calls are made, until they are `done`; whether anything met it.
+async fn disturb(
+    node: &mut Node,
+    client: &Client,
+    fault: &Fault,
+    vmm: Pid,
+    victim: &str,
+    bystander: &str,
+    done: &AtomicBool,
+) -> Result<bool> {
+    let milliseconds = Duration::from_millis;
+    let is_done = || done.load(Ordering::Relaxed);
+    match fault {
+        Fault::Step { name, act, .. } => {
+            // The daemon takes pods over whether anything is asked or not.
+            let deadline = Instant::now() + if name.starts_with("adopt.") { limit(5) } else { Duration::ZERO };
+            loop {
+                if node.has_ended() {
+                    return Ok(true);
+                }
+                if node.stands_still() {
+                    sleep(PAUSE * 10).await;
+                    match act {
+                        Act::Stop { then_kill: true } => node.kill(),
+                        _ => node.signal(Signal::CONT),
+                    }
+                    return Ok(true);
+                }
+                if is_done() && (Instant::now() > deadline || matches!(act, Act::Fail(_))) {
+                    return Ok(false);
+                }
+                sleep(PAUSE).await;
+            }
+        }
+        Fault::KillDaemon { after } => {
+            sleep(milliseconds(*after)).await;
+            node.kill();
+            Ok(true)
+        }
+        Fault::StopDaemon { after, lasting } => {
+            sleep(milliseconds(*after)).await;
+            node.signal(Signal::STOP);
+            sleep(milliseconds(*lasting)).await;
+            node.signal(Signal::CONT);
+            Ok(true)
+        }
+        Fault::KillVmm { after } => {
+            sleep(milliseconds(*after)).await;
+            Ok(kill_process(vmm, Signal::KILL).is_ok())
+        }
+        Fault::StopVmm { after, lasting } => {
+            sleep(milliseconds(*after)).await;
+            let stopped = kill_process(vmm, Signal::STOP).is_ok();
+            sleep(milliseconds(*lasting)).await;
+            let _ = kill_process(vmm, Signal::CONT);
+            Ok(stopped)
+        }
+        Fault::Plugin(whim) => {
+            let met = Node::until(limit(60), || node.is_met() || is_done()).await && node.is_met();
+            if met && whim.how == "hang" {
+                aside(client, Aside::Exec, bystander).await.context("while a plugin hangs")?;
+                if whim.then_kill {
+                    node.kill();
+                }
+                node.disarm(*whim);
+            }
+            Ok(met)
+        }
+        Fault::FullDisk { .. } | Fault::FewDescriptors { .. } => Ok(true),
+        Fault::Registry => {
+            let listener = TcpListener::bind("127.0.0.1:0").await?;
+            let name = format!("{}/silent:latest", listener.local_addr()?);
+            let pull = {
+                let mut images = client.images.clone();
+                let image = Some(cri::ImageSpec { image: name, ..Default::default() });
+                tokio::spawn(async move { images.pull_image(cri::PullImageRequest { image, ..Default::default() }).await })
+            };
+            let connection = timeout(limit(10), listener.accept()).await.context("the pull does not come")??;
+            aside(client, Aside::Look, bystander).await.context("while a registry hangs")?;
+            aside(client, Aside::Exec, bystander).await.context("while a registry hangs")?;
+            aside(client, Aside::Pull, bystander).await.context("while a registry hangs")?;
+            ensure!(!pull.is_finished(), "a pull has ended that cannot");
+            pull.abort();
+            drop(connection);
+            Ok(true)
+        }
+        Fault::HostPath => {
+            let dead = Dead::mount(node.path().join("dead"))?;
+            let mut config = container_config("busybox", &["sleep", "1000"]);
+            let host_path = dead.place().to_string_lossy().into_owned();
+            config.mounts.push(cri::Mount { container_path: "/d".into(), host_path, ..cri::Mount::default() });
+            let create = tokio::spawn({
+                let (client, pod) = (client.clone(), victim.to_owned());
+                async move { client.create_as(&pod, config).await }
+            });
+            for _ in 0..3 {
+                aside(client, Aside::Exec, bystander).await.context("while a volume hangs")?;
+            }
+            aside(client, Aside::Look, bystander).await.context("while a volume hangs")?;
+            ensure!(!create.is_finished(), "a container is made of a volume that hangs: {:?}", create.await);
+            drop(dead);
+            let refused = timeout(limit(30), create).await.context("a volume is gone, and its container still waits")??;
+            ensure!(refused.is_err(), "a container of a dead volume");
+            Ok(true)
+        }
+    }
+}
