@@ -58,7 +58,10 @@ impl Check {
             *kinds.entry(name.split(':').next().unwrap_or_default().to_owned()).or_default() += 1;
         }
         (open.len() > known + SLACK).then(|| {
-            format!("the daemon has {} descriptors for {key:?} pods and containers, once {known}: {kinds:?}", open.len())
+            format!(
+                "the daemon has {} descriptors for {key:?} pods and containers, once {known}: {kinds:?}",
+                open.len()
+            )
         })
     }
 }
@@ -87,7 +90,8 @@ async fn listed(client: &Client, pods: &[Pod]) -> Vec<String> {
     match client.runtime.clone().list_containers(cri::ListContainersRequest { filter: None }).await {
         Ok(listed) => {
             let there: BTreeSet<_> = listed.into_inner().containers.into_iter().map(|container| container.id).collect();
-            broken.extend(there.difference(&containers).map(|id| format!("the container {id} is listed, and nobody's")));
+            broken
+                .extend(there.difference(&containers).map(|id| format!("the container {id} is listed, and nobody's")));
         }
         Err(error) => broken.push(format!("ListContainers: {error}")),
     }
@@ -128,6 +132,14 @@ fn host(node: &Node, pods: &[Pod]) -> Vec<String> {
     let ports = names(Path::new(&format!("/sys/class/net/{}/brif", node.bridge()))).len();
     if ports != ids.len() {
         broken.push(format!("the bridge has {ports} ports for {} pods", ids.len()));
+    }
+    for pod in pods {
+        let containers: BTreeSet<_> = pod.containers.iter().filter_map(|container| container.id.as_deref()).collect();
+        let records = names(&path.join("root/pods").join(pod.id.as_deref().unwrap_or_default()).join("containers"));
+        let records: BTreeSet<_> = records.iter().map(|name| name.trim_end_matches(".json")).collect();
+        if records != containers {
+            broken.push(format!("of the containers {containers:?} the records {records:?} are there"));
+        }
     }
     broken.extend(processes(node));
     broken.extend(mounts(node, &ids));

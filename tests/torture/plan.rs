@@ -168,7 +168,7 @@ impl Plan {
 }
 
 /// Steps after which nothing can fail in the daemon: an error there would be none that it can meet.
-const CANNOT_FAIL: [&str; 2] = ["start.ready", "start_container.guest"];
+const CANNOT_FAIL: [&str; 3] = ["create.record", "start.ready", "start_container.guest"];
 
 fn step(name: String, rng: &mut Rng) -> Fault {
     let may_fail = !CANNOT_FAIL.contains(&name.as_str());

@@ -162,14 +162,7 @@ impl Pod {
         if let Some(linux) = &mut config.linux {
             linux.cgroup_parent = cgroup.into();
         }
-        Ok(Self {
-            id: None,
-            wanted: true,
-            config,
-            asked: false,
-            containers: Vec::new(),
-            directory,
-        })
+        Ok(Self { id: None, wanted: true, config, asked: false, containers: Vec::new(), directory })
     }
 
     /// Another container is wanted in it, with an image as a volume or without.
@@ -191,8 +184,7 @@ impl Pod {
             });
         }
         let log = self.directory.join(&config.log_path);
-        let container =
-            Container { id: None, want: Want::Running, config, asked: false, log, volume, lines: 0 };
+        let container = Container { id: None, want: Want::Running, config, asked: false, log, volume, lines: 0 };
         self.containers.push(container);
         self.containers.last_mut().context("a container")
     }

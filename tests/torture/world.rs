@@ -412,7 +412,9 @@ async fn disturb(
             let pull = {
                 let mut images = client.images.clone();
                 let image = Some(cri::ImageSpec { image: name, ..Default::default() });
-                tokio::spawn(async move { images.pull_image(cri::PullImageRequest { image, ..Default::default() }).await })
+                tokio::spawn(
+                    async move { images.pull_image(cri::PullImageRequest { image, ..Default::default() }).await },
+                )
             };
             let connection = timeout(limit(10), listener.accept()).await.context("the pull does not come")??;
             aside(client, Aside::Look, bystander).await.context("while a registry hangs")?;
@@ -438,7 +440,8 @@ async fn disturb(
             aside(client, Aside::Look, bystander).await.context("while a volume hangs")?;
             ensure!(!create.is_finished(), "a container is made of a volume that hangs: {:?}", create.await);
             drop(dead);
-            let refused = timeout(limit(30), create).await.context("a volume is gone, and its container still waits")??;
+            let refused =
+                timeout(limit(30), create).await.context("a volume is gone, and its container still waits")??;
             ensure!(refused.is_err(), "a container of a dead volume");
             Ok(true)
         }
