@@ -245,7 +245,7 @@ async fn a_daemon_without_descriptors_takes_its_pods_over_when_it_has_some() {
     }
     until("descriptors are missed", async || daemon.log().contains("Too many open files")).await;
     assert!(runs(vmm));
-    let pid = daemon.pid().unwrap().to_string();
+    let pid = daemon.pid().unwrap().as_raw_nonzero().to_string();
     host::run("prlimit", &["--pid", &pid, "--nofile=4096:4096"]);
     let client = daemon.client().await;
     for (pod, id) in &pods {
