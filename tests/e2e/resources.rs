@@ -58,6 +58,19 @@ async fn sleeper(client: &Client, pod: &str, limits: Limits) -> Result<String, t
     Ok(id)
 }
 
+/// As [`sleeper`], with `/host/zeros`, a file of 160 MiB that takes no space on the host: reading it fills the guest's page
+/// cache. (What is written to the pod's disk is memory of the host where that lies on a tmpfs, as on an emulated one.)
+async fn reader(client: &Client, pod: &str, limits: Limits, directory: &Path) -> String {
+    std::fs::File::create(directory.join("zeros")).unwrap().set_len(160 << 20).unwrap();
+    let mut config = container_config("busybox", &["sleep", "1000"]);
+    config.linux.as_mut().unwrap().resources = Some(limits);
+    let host_path = directory.to_string_lossy().into_owned();
+    config.mounts = vec![cri::Mount { host_path, container_path: "/host".into(), ..Default::default() }];
+    let id = client.create_as(pod, config).await.unwrap();
+    client.start(&id).await.unwrap();
+    id
+}
+
 async fn shell(client: &Client, id: &str, script: &str) -> String {
     let answer = client.exec(id, &["sh", "-c", script]).await.unwrap();
     String::from_utf8_lossy(&[answer.stdout, answer.stderr].concat()).trim().to_owned()
@@ -259,13 +272,13 @@ async fn a_container_can_use_all_of_its_limit_and_its_pod_stays_within_its_cgrou
     let pod = client.run_pod_as(config).await.unwrap();
     let limits =
         Limits { memory_limit_in_bytes: 128 * MIB, memory_swap_limit_in_bytes: 128 * MIB, ..Default::default() };
-    let id = sleeper(&client, &pod, limits).await.unwrap();
+    let id = reader(&client, &pod, limits, logs.path()).await;
     // All but what a shell has; and more than all, for which the container's own limit ends it.
     let eat = |mib: i64| format!("dd if=/dev/zero of=/dev/null bs={mib}M count=1 2>/dev/null; echo $?");
     assert_eq!(shell(&client, &id, &eat(122)).await, "0");
     assert_eq!(shell(&client, &id, &eat(140)).await, "137");
     // Every page of the guest is touched by its page cache.
-    shell(&client, &id, "dd if=/dev/zero of=/file bs=1M count=160 && cat /file >/dev/null").await;
+    shell(&client, &id, "cat /host/zeros >/dev/null").await;
     assert_eq!(shell(&client, &id, &eat(122)).await, "0");
     assert_eq!(parent.oom_kills(), "0");
     assert_eq!(client.status(&id).await.unwrap().state(), cri::ContainerState::ContainerRunning);
@@ -279,8 +292,9 @@ async fn a_pod_without_overhead_has_a_guest_that_fits_or_is_told_what_it_takes()
     let logs = tempfile::tempdir().unwrap();
     let (config, parent) = kubelet_pod(logs.path(), "kubepods-tight", 160, 0);
     let pod = client.run_pod_as(config).await.unwrap();
-    let id = sleeper(&client, &pod, Limits { memory_limit_in_bytes: 160 * MIB, ..Default::default() }).await.unwrap();
-    shell(&client, &id, "dd if=/dev/zero of=/file bs=1M count=160 && cat /file >/dev/null").await;
+    let limits = Limits { memory_limit_in_bytes: 160 * MIB, ..Default::default() };
+    let id = reader(&client, &pod, limits, logs.path()).await;
+    shell(&client, &id, "cat /host/zeros >/dev/null").await;
     // What it asks for again it has.
     update(&client, &id, Limits { memory_limit_in_bytes: 160 * MIB, cpu_shares: 100, ..Default::default() })
         .await
@@ -364,7 +378,9 @@ async fn processors_of_the_host_are_for_the_whole_pod() {
     assert_eq!((own("cpuset.cpus"), own("cpuset.mems")), ("0".into(), "0".into()));
     // Whose container is not bound binds the pod no more, until it is.
     let second = sleeper(&client, &pod, Limits::default()).await.unwrap();
-    assert_eq!((own("cpuset.cpus"), own("cpuset.mems")), (String::new(), String::new()));
+    let all = |file: &str| std::fs::read_to_string(parent.0.join(file)).unwrap().trim().to_owned();
+    assert_eq!(own("cpuset.cpus"), all("cpuset.cpus.effective"));
+    assert_eq!(own("cpuset.mems"), all("cpuset.mems.effective"));
     update(&client, &second, pinned()).await.unwrap();
     assert_eq!(own("cpuset.cpus"), "0");
     // Processors that nobody has are no reason to refuse a pod.

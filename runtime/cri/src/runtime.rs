@@ -36,7 +36,7 @@ use crate::status::invalid;
 
 /// How long Status waits for each of the things that it looks at, side by side: the kubelet, which asks every few
 /// seconds, takes a runtime that does not answer for dead.
-const PATIENCE: Duration = Duration::from_millis(1500);
+const PATIENCE: Duration = Duration::from_millis(1900);
 
 /// A RuntimeClass handler.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use crate::network::Network;
 use crate::{Error, Mode};
 
 /// How long whoever asks waits.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_millis(1500);
 /// How long plugins are believed. What can be seen without them is looked at every time.
 const FRESH: Duration = Duration::from_secs(10);
 

@@ -191,10 +191,16 @@ impl Cgroup {
     /// is a list that one of the pod's containers has. Where the host has no cpuset, or not
     /// these processors, it runs wherever its parent does.
     pub fn pin<'a>(&self, cpus: impl IntoIterator<Item = &'a str>, mems: impl IntoIterator<Item = &'a str>) {
-        for (file, list) in [("cpuset.cpus", cpuset::union(cpus)), ("cpuset.mems", cpuset::union(mems))] {
+        for (file, mut list) in [("cpuset.cpus", cpuset::union(cpus)), ("cpuset.mems", cpuset::union(mems))] {
             let path = self.path.join(file);
             // Also empty where nothing was restricted.
-            let same = fs::read_to_string(&path).map(|before| before.trim() == list);
+            let before = fs::read_to_string(&path);
+            if list.is_empty() && before.as_ref().is_ok_and(|before| !before.trim().is_empty()) {
+                // A group with processes cannot be given none again: it gets all that its parent has.
+                let parent = self.path.parent().map(|parent| parent.join(format!("{file}.effective")));
+                list = parent.and_then(|all| fs::read_to_string(all).ok()).unwrap_or_default().trim().to_owned();
+            }
+            let same = before.map(|before| before.trim() == list);
             if let Err(error) = same.and_then(|same| if same { Ok(()) } else { fs::write(&path, format!("{list}\n")) })
             {
                 tracing::debug!(path = %path.display(), list, %error, "not restricted");
