@@ -204,13 +204,9 @@ fn kinds(known: &BTreeMap<Versions, usize>, unknown: usize) -> Result<String, St
     Ok(words)
 }
 
-/// A version; those of the first release know nothing beyond it, and some do not tell their version.
+/// A version; those of the first release know nothing beyond it.
 fn release(version: &str, features: &[String]) -> String {
-    match (version, features) {
-        ("", _) => "of the first release".into(),
-        (version, []) => format!("{version} of the first release"),
-        (version, _) => version.into(),
-    }
+    if features.is_empty() { format!("{version} of the first release") } else { version.to_owned() }
 }
 
 fn network(config: &Config) -> Result<String, String> {
@@ -252,13 +248,13 @@ mod tests {
         };
         assert_eq!(kinds(&BTreeMap::new(), 0).unwrap(), "none");
         let known = BTreeMap::from([
-            (of("", "0.1.0", None, ""), 1),
+            (of("0.0.9", "0.1.0", None, ""), 1),
             (of("0.1.0", "0.1.0", Some("clock"), "6.12.1"), 2),
             (of("0.1.0", "0.1.0", Some("clock"), "6.12.2"), 3),
             (Versions::default(), 4),
         ]);
-        let expected = "5 (VMM 0.1.0, agent 0.1.0), 1 (VMM of the first release, agent 0.1.0 of the first release), \
-                        4 (not asked yet)";
+        let expected = "1 (VMM 0.0.9 of the first release, agent 0.1.0 of the first release), \
+                        5 (VMM 0.1.0, agent 0.1.0), 4 (not asked yet)";
         assert_eq!(kinds(&known, 0).unwrap(), expected);
         assert!(kinds(&known, 2).unwrap_err().contains("2 with records"));
     }

@@ -70,7 +70,7 @@ pub struct SandboxRecord {
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Versions {
-    /// Of its VMM; empty if it does not tell, as those before 0.2 do not.
+    /// Of its VMM; empty if that was not asked yet.
     pub vmm: String,
     /// What the VMM knows beyond the first release.
     pub vmm_features: Vec<String>,

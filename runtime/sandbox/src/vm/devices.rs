@@ -18,7 +18,7 @@ use crate::{Error, Result};
 /// What a VMM says of itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Features {
-    /// Its version; empty if it does not tell.
+    /// Its version.
     pub version: String,
     /// What it knows beyond the first release.
     pub names: Vec<String>,
@@ -55,8 +55,13 @@ impl Vm {
         match self.call_within(limit, "ask the VMM what it knows", Request::Features, Vec::new()).await {
             Ok(Response::Features { version, features }) => Ok(Features { version, names: features }),
             Ok(other) => Err(unexpected("what it knows", &other)),
-            // One of the first release.
-            Err(Error::Vmm { source: ClientError::Refused(_), .. }) => Ok(Features::default()),
+            // One of the first release, which tells its version alone.
+            Err(Error::Vmm { source: ClientError::Refused(_), .. }) => {
+                match self.call_within(limit, "ask the VMM who it is", Request::Status, Vec::new()).await? {
+                    Response::Status { version, .. } => Ok(Features { version, names: Vec::new() }),
+                    other => Err(unexpected("who it is", &other)),
+                }
+            }
             Err(error) => Err(error),
         }
     }
