@@ -33,5 +33,6 @@ mod stats;
 mod streaming;
 mod unpatched;
 mod user_namespaces;
+mod versions;
 mod volumes;
 mod workloads;

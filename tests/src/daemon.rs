@@ -15,6 +15,9 @@ use crate::host;
 pub struct Daemon {
     child: Option<Child>,
     directory: TempDir,
+    program: PathBuf,
+    /// Its configuration but for what another release needs.
+    config: String,
 }
 
 impl Daemon {
@@ -51,13 +54,22 @@ impl Daemon {
         let path = directory.path().display();
         let own = format!("socket = \"{path}/cri.sock\"\nroot = \"{path}/root\"\nrun = \"{path}/r\"\n");
         let config = format!("{own}{}\n", keys(directory.path().display()));
-        std::fs::write(directory.path().join("config.toml"), config)?;
-        Ok(Self { child: None, directory })
+        std::fs::write(directory.path().join("config.toml"), &config)?;
+        Ok(Self { child: None, directory, program: "nacelle".into(), config })
+    }
+
+    /// Has another release start from now on, from the `nacelle` and `initramfs.cpio` of a directory; none is the one
+    /// that is installed.
+    pub fn use_release(&mut self, release: Option<&Path>) -> Result<()> {
+        let keys = release.map(|directory| format!("guest.initramfs = {:?}\n", directory.join("initramfs.cpio")));
+        self.program = release.map_or("nacelle".into(), |directory| directory.join("nacelle"));
+        let config = format!("{}{}", keys.unwrap_or_default(), self.config);
+        Ok(std::fs::write(self.directory.path().join("config.toml"), config)?)
     }
 
     /// Starts the daemon (again) and waits until it answers.
     pub async fn restart(&mut self) -> Result<()> {
-        self.launch(Path::new("nacelle"), &[])?;
+        self.launch(&self.program.clone(), &[])?;
         self.answered().await
     }
 
@@ -93,7 +105,7 @@ impl Daemon {
     pub async fn answered(&mut self) -> Result<()> {
         let deadline = tokio::time::Instant::now() + limit(30);
         // A connection alone says little: what a daemon that was killed was about to start may have its socket still.
-        while !answers(&self.socket()).await {
+        while !self.answers().await {
             if let Some(status) = self.status() {
                 bail!("the daemon ended with {status}: {}", self.log());
             }
@@ -103,6 +115,16 @@ impl Daemon {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Ok(())
+    }
+
+    /// Whether it answers.
+    pub async fn answers(&self) -> bool {
+        let asked = async {
+            let client = Client::connect(&self.socket()).await.ok()?;
+            client.runtime.clone().version(cri::VersionRequest::default()).await.ok()
+        };
+        // A daemon that stands still accepts, and does not answer.
+        tokio::time::timeout(limit(2), asked).await.is_ok_and(|answer| answer.is_some())
     }
 
     /// How it ended, if it has.
@@ -192,15 +214,6 @@ impl Daemon {
         let entries = std::fs::read_dir(self.directory.path().join("netns")).into_iter().flatten().flatten();
         entries.map(|entry| entry.path()).collect()
     }
-}
-
-async fn answers(socket: &Path) -> bool {
-    let asked = async {
-        let client = Client::connect(socket).await.ok()?;
-        client.runtime.clone().version(cri::VersionRequest::default()).await.ok()
-    };
-    // A daemon that stands still accepts, and does not answer.
-    tokio::time::timeout(limit(2), asked).await.is_ok_and(|answer| answer.is_some())
 }
 
 impl Drop for Daemon {
