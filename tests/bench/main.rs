@@ -7,10 +7,12 @@ mod container;
 mod exec;
 mod fs;
 mod guest;
+mod isolation;
 mod memory;
 mod net;
 mod pods;
 mod report;
+mod restart;
 mod runc;
 mod start;
 
@@ -63,12 +65,16 @@ async fn main() -> Result<()> {
             "start" => vec![start::run(&setting).await?],
             "exec" => vec![exec::run(setting.rounds).await?],
             "container" => vec![container::run(setting.rounds).await?],
+            "isolation" => isolation::run(setting.rounds).await?,
             "memory" => memory::run(&setting)?,
             "fs" => fs::run(&setting)?,
             "net" => net::run(&setting)?,
             "pods" => vec![pods::run(setting.rounds).await?],
+            "restart" => vec![restart::run(setting.rounds).await?],
             "merge" => report::merged(std::io::stdin().lock())?,
-            _ => bail!("no benchmark {name:?}: there are boot, clone, container, exec, fs, memory, net, pods, start"),
+            _ => bail!(
+                "no benchmark {name:?}: there are boot, clone, container, exec, fs, isolation, memory, net, pods, restart, start"
+            ),
         };
         for report in reports {
             match samples {
