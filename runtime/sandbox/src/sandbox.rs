@@ -58,6 +58,8 @@ pub struct Sandbox {
     agent: Agent,
     rates: Rates,
     events: Events,
+    /// Whether there is nothing of it on the host any more.
+    removed: AtomicBool,
     /// Whether its removal was told.
     gone: AtomicBool,
     me: Weak<Self>,
@@ -141,6 +143,7 @@ impl Sandbox {
             agent,
             rates: Rates::default(),
             events,
+            removed: AtomicBool::new(false),
             gone: AtomicBool::new(false),
             me: me.clone(),
             record: Arc::new(record),

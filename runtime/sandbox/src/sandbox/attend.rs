@@ -72,7 +72,7 @@ impl Sandbox {
 
     /// Does what is to be done. Nothing that is wrong keeps the rest from being done.
     async fn pay(self: &Arc<Self>) -> Result<()> {
-        if self.kept.is_some() || self.state() == SandboxState::Creating {
+        if self.kept.is_some() || self.removed.load(Ordering::Relaxed) || self.state() == SandboxState::Creating {
             return Ok(());
         }
         let adopted = self.adopt().await;

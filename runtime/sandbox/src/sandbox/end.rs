@@ -1,5 +1,6 @@
 //! The end of a sandbox: asked for, or seen.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use super::{Sandbox, blocking, remove_directory, remove_file};
@@ -169,7 +170,9 @@ impl Sandbox {
             step!("remove.run");
             remove_directory(&root)
         })
-        .await
+        .await?;
+        self.removed.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Gives back what only a running guest needs.
