@@ -29,6 +29,13 @@ impl Attention {
     }
 }
 
+impl Drop for Attention {
+    fn drop(&mut self) {
+        // Who looks after a pod that is gone looks up, and goes, too.
+        self.call.notify_one();
+    }
+}
+
 impl Sandbox {
     /// Has what the pod is owed done, now or later. Returns at once.
     pub fn attend(self: &Arc<Self>) {
