@@ -25,7 +25,8 @@ pub struct Check {
 impl Check {
     /// Waits until everything holds; what does not, if that takes too long.
     pub async fn all(&mut self, node: &Node, client: &Client, pods: &mut [Pod]) -> Vec<String> {
-        let deadline = Instant::now() + limit(30);
+        let deadline = Instant::now() + limit(15);
+        let mut said = false;
         loop {
             let mut broken = Vec::new();
             for pod in pods.iter_mut() {
@@ -35,6 +36,10 @@ impl Check {
             broken.extend(host(node, pods));
             if broken.is_empty() {
                 broken.extend(self.too_many_descriptors(node, pods));
+            }
+            if !said && Instant::now() + limit(13) > deadline && !broken.is_empty() {
+                println!("  does not hold yet: {broken:?}");
+                said = true;
             }
             if broken.is_empty() || Instant::now() > deadline {
                 if broken.is_empty() {

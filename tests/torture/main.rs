@@ -22,10 +22,12 @@ struct Options {
     points: usize,
     minutes: Option<u64>,
     program: PathBuf,
+    /// Where the daemon's log is to be kept.
+    log: Option<PathBuf>,
 }
 
 fn options() -> Result<Options> {
-    let mut options = Options { seed: 1, points: 30, minutes: None, program: "nacelle".into() };
+    let mut options = Options { seed: 1, points: 30, minutes: None, program: "nacelle".into(), log: None };
     let mut arguments = std::env::args().skip(1);
     while let Some(name) = arguments.next() {
         let value = arguments.next().with_context(|| format!("{name} wants a value"))?;
@@ -33,6 +35,7 @@ fn options() -> Result<Options> {
             "--seed" => options.seed = value.parse().context("--seed")?,
             "--points" => options.points = value.parse().context("--points")?,
             "--minutes" => options.minutes = Some(value.parse().context("--minutes")?),
+            "--daemon-log" => options.log = Some(value.into()),
             "--program" => options.program = value.into(),
             _ => bail!("unknown option {name}"),
         }
@@ -42,7 +45,7 @@ fn options() -> Result<Options> {
 
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
-    let Options { seed, points, minutes, program } = options()?;
+    let Options { seed, points, minutes, program, log } = options()?;
     let steps = plan::steps(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../runtime/sandbox/src"))?;
     let plan = Plan::new(seed, steps.clone());
     let begun = Instant::now();
@@ -59,7 +62,7 @@ async fn main() -> Result<ExitCode> {
         println!("point {number}: {point}");
         let mut here = match world.take() {
             Some(world) => world,
-            None => World::new(&program, seed.wrapping_add(number as u64)).await?,
+            None => World::new(&program, log.as_deref()).await?,
         };
         let mut broken = here.point(&point).await;
         if number + 1 == points && broken.is_empty() {

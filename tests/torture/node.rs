@@ -34,11 +34,14 @@ pub struct Node {
 
 impl Node {
     /// Makes the place, and starts the daemon in it.
-    pub async fn new(program: &Path) -> Result<Self> {
+    pub async fn new(program: &Path, log: Option<&Path>) -> Result<Self> {
         let daemon = Daemon::networked(
             "network.plugin_seconds = 4\n[guest]\nkernel = \"/usr/lib/nacelle/vmlinux\"\n\
              initramfs = \"/usr/lib/nacelle/initramfs.cpio\"\ncall_seconds = 10\n",
         )?;
+        if let Some(log) = log {
+            std::os::unix::fs::symlink(log, daemon.path().join("log"))?;
+        }
         let name = daemon.path().file_name().context("a name")?.to_string_lossy().into_owned();
         let bridge = format!("nt-{name}");
         let cgroup = format!("/torture-{name}");

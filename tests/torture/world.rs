@@ -37,17 +37,18 @@ pub struct World {
 }
 
 impl World {
-    pub async fn new(program: &Path, seed: u64) -> Result<Self> {
-        let node = Node::new(program).await?;
+    pub async fn new(program: &Path, log: Option<&Path>) -> Result<Self> {
+        let node = Node::new(program, log).await?;
         let client = node.client().await?;
         client.pull("busybox").await?;
+        println!("  a daemon in {}", node.path().display());
         std::fs::create_dir(node.path().join("k"))?;
         let mut world = Self {
             node,
             client,
             pods: Vec::new(),
             check: Check::default(),
-            rng: Rng::with_seed(seed),
+            rng: Rng::with_seed(0),
             number: 0,
             met: false,
         };
@@ -93,9 +94,11 @@ impl World {
     async fn try_point(&mut self, point: &Point) -> Result<Vec<String>> {
         self.rng = Rng::with_seed(point.pick);
         self.prepare()?;
+        let begun = Instant::now();
         self.settle().await.context("before the point")?;
         let ready = self.check.all(&self.node, &self.client, &mut self.pods).await;
         ensure!(ready.is_empty(), "before the point: {ready:#?}");
+        let prepared = begun.elapsed();
         let _ = self.node.said();
 
         let subject = self.rng.usize(..self.pods.len());
@@ -120,8 +123,14 @@ impl World {
         if let Fault::KillVmm { .. } = point.fault {
             self.expect_end(&victim).await?;
         }
+        let tormented = begun.elapsed() - prepared;
         self.settle().await.context("after the fault")?;
+        let settled = begun.elapsed() - prepared - tormented;
         broken.extend(self.check.all(&self.node, &self.client, &mut self.pods).await);
+        println!(
+            "  {} pods; made ready in {prepared:.1?}, tormented for {tormented:.1?}, settled in {settled:.1?}",
+            self.pods.len()
+        );
         Ok(broken)
     }
 
@@ -254,7 +263,8 @@ impl World {
 
     /// Asks for all that is wanted until it is there.
     async fn settle(&mut self) -> Result<()> {
-        let deadline = Instant::now() + limit(60);
+        let deadline = Instant::now() + limit(30);
+        let mut said = Vec::new();
         loop {
             let Self { client, pods, .. } = self;
             let results = join_all(pods.iter_mut().map(|pod| timeout(limit(60), pod.drive(client)))).await;
@@ -268,6 +278,10 @@ impl World {
                 .collect();
             if failed.is_empty() {
                 break;
+            }
+            if failed != said {
+                println!("  not there yet: {failed:?}");
+                said.clone_from(&failed);
             }
             ensure!(Instant::now() < deadline, "still fails: {failed:#?}");
             sleep(PAUSE * 4).await;
