@@ -223,7 +223,11 @@ async fn a_rollback_ends_no_pod_and_the_way_back_finds_them_all() {
     }
     assert_eq!(client.shell(&between, "echo alive").await, "alive");
     assert_eq!(client.pod_status(&ended).await.unwrap().state(), cri::PodSandboxState::SandboxNotready);
+    // The disk that the earlier daemon gave it goes with it.
+    let disks = async || client.shell(&pod.sleeper, "ls /sys/block | grep -c ^vd").await.parse::<u32>().unwrap();
+    let before = disks().await;
     client.remove(&between).await.unwrap();
+    assert_eq!(disks().await, before - 1);
     for pod in [&pod.id, &own.id, &ended] {
         client.remove_pod(pod).await.unwrap();
         assert_eq!(host::cgroups(pod), [""; 0]);

@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use nacelle_proto::agent::v1 as api;
 
-use super::teardown::owned_by;
 use super::{NOT_STARTED, Sandbox};
 use crate::clock;
 use crate::container::Container;
@@ -134,7 +133,7 @@ impl Sandbox {
         }
         if vm.features().await?.owners() {
             for container in self.containers() {
-                let holds = there.devices.iter().any(|device| owned_by(&device.owner, &container.id));
+                let holds = !self.devices_of(there, &container).is_empty();
                 let record = container.record();
                 // A removal whose record was not written.
                 if !holds
