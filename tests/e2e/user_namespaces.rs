@@ -283,10 +283,29 @@ async fn the_pod_s_network_processes_and_parameters_are_its_own() {
     client.remove_pod(&pod).await.unwrap();
 }
 
+/// A file system of a test's own whose mounts propagate; goes when it is dropped.
+struct Shared(std::path::PathBuf);
+
+impl Shared {
+    fn mount(path: &Path) -> Self {
+        run("mount", &["-t", "tmpfs", "tmpfs", &path.to_string_lossy()]);
+        run("mount", &["--make-shared", &path.to_string_lossy()]);
+        Self(path.into())
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
 #[tokio::test]
 async fn a_volume_s_files_belong_to_the_same_numbers_on_both_sides() {
     let (client, pod, _id, _logs) = running(|_| ()).await;
     let host = tempfile::tempdir().unwrap();
+    // What follows the host has to be on a mount from which it propagates.
+    let shared = Shared::mount(host.path());
     let path = |name: &str| host.path().join(name);
     // For everybody to go through.
     fs::set_permissions(host.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -355,6 +374,7 @@ async fn a_volume_s_files_belong_to_the_same_numbers_on_both_sides() {
     }
     client.remove_pod(&pod).await.unwrap();
     run("umount", &[&later]);
+    drop(shared);
 }
 
 #[tokio::test]

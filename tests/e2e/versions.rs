@@ -94,7 +94,7 @@ impl Pod {
         // One that is given up is ended.
         client.exec_for(&new, &["sleep", "7777"], 1).await.unwrap_err();
         let deadline = Instant::now() + limit(20);
-        while client.shell(&new, "grep -l '777[7]' /proc/[0-9]*/cmdline || true").await != "" {
+        while !client.shell(&new, "grep -l '777[7]' /proc/[0-9]*/cmdline || true").await.is_empty() {
             assert!(Instant::now() < deadline, "an exec that took too long runs on");
         }
         client.stop(&new, 1).await.unwrap();
