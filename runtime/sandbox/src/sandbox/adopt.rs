@@ -52,6 +52,8 @@ impl Sandbox {
         step!("adopt.asked");
         self.reconcile(&vm, &known, devices).await?;
         self.note_versions(&vm).await?;
+        // One that was started by an earlier release may have what that gave it.
+        self.settle_on_host().await;
         self.check_network();
         tracing::info!(target: "nacelle::recovery", sandbox = self.id, pod = self.name(), "pod taken over");
         Ok(())
