@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use nacelle_proto::runtime::v1 as cri;
 use nacelle_tests::client::{Client, limit};
@@ -134,7 +135,9 @@ fn host(node: &Node, pods: &[Pod]) -> Vec<String> {
     compare("control group", prefixed(Path::new(&format!("/sys/fs/cgroup{}", node.cgroup()))));
     compare("address of", addresses(&path.join("ipam").join(node.bridge())));
     compare("VMM", machines(node));
-    let ports = names(Path::new(&format!("/sys/class/net/{}/brif", node.bridge()))).len();
+    // Not by /sys, which shows the network namespace that it was mounted in.
+    let listed = Command::new("ip").args(["-o", "link", "show", "master", node.bridge()]).output();
+    let ports = listed.map_or(0, |listed| String::from_utf8_lossy(&listed.stdout).lines().count());
     if ports != ids.len() {
         broken.push(format!("the bridge has {ports} ports for {} pods", ids.len()));
     }
