@@ -387,3 +387,32 @@ async fn a_pod_that_was_asked_to_end_is_not_said_to_have_ended_by_itself() {
     client.remove_pod(&pod).await.unwrap();
     assert_eq!(daemon.leftovers(), [""; 0]);
 }
+
+#[tokio::test]
+async fn a_container_that_was_half_made_leaves_its_name_free() {
+    let mut daemon = Daemon::start("").await.unwrap();
+    let client = daemon.client().await;
+    let logs = tempfile::tempdir().unwrap();
+    let (pod, _) = sleeper(&client, logs.path()).await;
+    let config = nacelle_tests::client::container_config("busybox", &["sleep", "100000"]);
+    let records = daemon.path().join("root/pods").join(&pod).join("containers");
+    let count = || std::fs::read_dir(&records).map_or(0, Iterator::count);
+    let call = tokio::spawn({
+        let (client, pod, config) = (client.clone(), pod.clone(), config.clone());
+        async move { client.create_as(&pod, config).await }
+    });
+    while count() < 2 && !call.is_finished() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    daemon.kill();
+    let told = call.await.unwrap();
+    daemon.restart().await.unwrap();
+    let client = daemon.client().await;
+    if told.is_err() {
+        let id = client.create_as(&pod, config).await.unwrap();
+        client.start(&id).await.unwrap();
+    }
+    adopted(&client, &pod).await;
+    client.remove_pod(&pod).await.unwrap();
+    assert_eq!(daemon.leftovers(), [""; 0]);
+}

@@ -94,7 +94,8 @@ impl Manager {
         let mut index = self.index();
         let status = sandbox.status();
         index.names.entry(sandbox_name(&status.config)).or_insert_with(|| sandbox.id.clone());
-        for container in sandbox.containers() {
+        // Nobody was told of those that are half made, and their names are free.
+        for container in sandbox.containers().into_iter().filter(|c| c.state() != ContainerState::Creating) {
             let status = container.status();
             let name = container_name(&sandbox.id, &status.config);
             index.names.entry(name).or_insert_with(|| container.id.clone());
