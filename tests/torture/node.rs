@@ -270,6 +270,8 @@ impl Dead {
     pub fn mount(place: PathBuf) -> Result<Self> {
         use rustix::fs::{Mode, OFlags, open};
         fs::create_dir(&place)?;
+        // Where it is not built in; without it, the next line says so.
+        let _ = std::process::Command::new("modprobe").arg("fuse").status();
         let device = open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context("open /dev/fuse")?;
         let data = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
         let data = std::ffi::CString::new(data)?;
