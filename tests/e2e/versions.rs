@@ -140,7 +140,7 @@ fn check(daemon: &Daemon) -> String {
     let config = daemon.path().join("config.toml");
     let output = Command::new("nacelle").arg("--config").arg(config).arg("check").output().unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
-    said.lines().find(|line| line.contains(" pods ")).unwrap_or(&said).to_owned()
+    said.lines().find(|line| line.split_whitespace().nth(1) == Some("pods")).unwrap_or(&said).to_owned()
 }
 
 #[tokio::test]
