@@ -15,7 +15,7 @@ use crate::model::{
 };
 use crate::record::{ContainerRecord, Unusable};
 use crate::vm::Vm;
-use crate::{Error, ErrorKind, Result, replies, signal, spec};
+use crate::{AgentFailure, Error, ErrorKind, Result, replies, signal, spec};
 
 impl Sandbox {
     /// Makes a container.
@@ -175,6 +175,12 @@ impl Sandbox {
                     tracing::warn!(container = id, %error, "not on record yet that the container runs");
                     self.attend();
                 }
+                Ok(())
+            }
+            // By a request of before, whose answer was lost and which came late: it is one start all the same.
+            Err(Error::Agent { kind: AgentFailure::State, .. }) => {
+                self.runs(&vm, &container);
+                self.attend();
                 Ok(())
             }
             Err(error) if answer_was_lost(&error) => {

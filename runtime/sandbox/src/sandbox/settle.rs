@@ -15,6 +15,9 @@ use crate::{Error, Result, replies, signal};
 /// How long an agent may take for a start that it does not tell of, before the configuration's factor.
 const STARTING: Duration = Duration::from_secs(90);
 
+/// How long a request may take to reach an agent that answers, before the factor.
+const ON_ITS_WAY: Duration = Duration::from_secs(5);
+
 /// Whether the guest is about to start it.
 pub(super) fn is_starting(there: Option<&api::ContainerInfo>) -> bool {
     there.is_some_and(|info| info.starting)
@@ -42,7 +45,9 @@ impl Sandbox {
                     let since = container.unsettled_for().unwrap_or_default();
                     let tells =
                         self.record.lock().versions.agent_features.iter().any(|name| name == features::STARTING);
-                    let may_start = !tells && since < STARTING.mul_f64(self.manager.timeout_scale);
+                    // A request may be on its way still, which the guest cannot tell of.
+                    let patience = if tells { ON_ITS_WAY } else { STARTING };
+                    let may_start = since < patience.mul_f64(self.manager.timeout_scale);
                     if is_starting(there) || may_start {
                         let action = format!("the start of container {}", container.id);
                         owed = owed.and(Err(Error::Deadline { action, limit: since }));
