@@ -89,10 +89,10 @@ async fn a_client_that_goes_away_leaves_no_pod() {
     let deadline = tokio::time::Instant::now() + limit(60);
     loop {
         // Twice in a row, for the pod may be between its record and its processes.
-        if daemon.leftovers().is_empty() && client.pods().await.unwrap().is_empty() {
+        if daemon.there().is_empty() && client.pods().await.unwrap().is_empty() {
             break;
         }
-        assert!(tokio::time::Instant::now() < deadline, "{:?}", daemon.leftovers());
+        assert!(tokio::time::Instant::now() < deadline, "{:?}", daemon.there());
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
 }

@@ -402,7 +402,7 @@ async fn a_plugin_that_does_not_undo_keeps_nobody_from_it_and_is_asked_again() {
     }
     daemon.terminate().unwrap();
     daemon.restart().await.unwrap();
-    until("what was left is taken back", || !held.exists() && daemon.leftovers().is_empty()).await;
+    until("what was left is taken back", || !held.exists() && daemon.there().is_empty()).await;
 }
 
 #[tokio::test]

@@ -165,13 +165,13 @@ async fn a_client_that_goes_away_in_the_middle_leaves_nothing() {
     });
     // As soon as there is something to leave behind.
     let deadline = Instant::now() + limit(30);
-    while daemon.leftovers().is_empty() {
+    while daemon.there().is_empty() {
         assert!(Instant::now() < deadline && !call.is_finished());
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     call.abort();
-    while !daemon.leftovers().is_empty() {
-        assert!(Instant::now() < deadline, "{:?}", daemon.leftovers());
+    while !daemon.there().is_empty() {
+        assert!(Instant::now() < deadline, "{:?}", daemon.there());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(client.pods().await.unwrap(), []);

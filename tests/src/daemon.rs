@@ -191,7 +191,8 @@ impl Daemon {
     }
 
     /// What is left of pods under its directories, once it had time to remove it: a daemon that starts does so in the
-    /// background.
+    /// background. Nothing else of the test runs meanwhile, not even its calls: where they are to go on, look with
+    /// [`Daemon::there`].
     pub fn leftovers(&self) -> Vec<String> {
         let deadline = std::time::Instant::now() + limit(5);
         loop {
@@ -203,7 +204,8 @@ impl Daemon {
         }
     }
 
-    fn there(&self) -> Vec<String> {
+    /// What there is of pods under its directories now.
+    pub fn there(&self) -> Vec<String> {
         let mut found = host::leftovers(&self.directory.path().join("root"), &self.directory.path().join("r"));
         found.extend(self.netns().into_iter().map(|path| path.display().to_string()));
         found
