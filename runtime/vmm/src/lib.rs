@@ -3,12 +3,12 @@
 //! # Shape
 //!
 //! [`run`] builds the machine from a [`config::MachineConfig`], starts it, and serves it
-//! until it ends. The calling thread becomes the event loop: it handles the queues of all
-//! devices, the control socket and termination signals. It waits for none of them, but for the
-//! files of a disk, and what it does for one before the others get their turn has a bound
-//! ([`devices::virtio::budget::Budget`]). Each virtual processor has a thread that does nothing but run the guest and handle its
-//! register accesses. Volumes have threads of their own, for a file may take as long as a disk
-//! ([`devices::virtio::fs`]). There are no other threads once the guest runs.
+//! until it ends. The calling thread becomes the event loop: it handles the queues of network, vsock and random number
+//! devices, the control socket and termination signals. It waits for none of them, and what it does for one before the
+//! others get their turn has a bound ([`devices::virtio::budget::Budget`]). Each virtual processor has a thread that does
+//! nothing but run the guest and handle its register accesses. Each disk ([`devices::virtio::block`]) and the device of
+//! volumes ([`devices::virtio::fs`]) have threads of their own, for a file may take as long as its disk does. There are no
+//! other threads once the guest runs.
 //!
 //! [`run_jailed`], which the process of a pod calls, leaves the host behind before that: see `jail`. What the machine has
 //! by name on the host (sockets, rings, its process's [`identity`]) is made before, in a directory that it can only read

@@ -15,7 +15,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Asks for a disk that is nobody's.
 fn add_disk() -> Request {
-    Request::AddDisk { read_only: true, owner: String::new() }
+    Request::AddDisk { read_only: true, volatile: false, owner: String::new() }
 }
 
 fn connect(guest: &Guest) -> Client {
@@ -102,8 +102,9 @@ fn disks_come_and_go_while_the_guest_runs() {
     let mut client = connect(&guest);
     let file = tempfile::tempfile().unwrap();
     file.set_len(1 << 20).unwrap();
-    let mut add =
-        |read_only| client.call(&Request::AddDisk { read_only, owner: String::new() }, &[file.as_fd()], TIMEOUT);
+    let mut add = |read_only| {
+        client.call(&Request::AddDisk { read_only, volatile: false, owner: String::new() }, &[file.as_fd()], TIMEOUT)
+    };
     let Response::Device { slot: first } = add(true).unwrap() else { panic!("not a device") };
     let Response::Device { slot: second } = add(false).unwrap() else { panic!("not a device") };
     assert_ne!(first, second);
@@ -126,7 +127,7 @@ fn a_device_is_added_and_removed_once_by_its_owner_whatever_is_asked_again() {
     let mut client = connect(&guest);
     let file = tempfile::tempfile().unwrap();
     file.set_len(1 << 20).unwrap();
-    let add = |owner: &str| Request::AddDisk { read_only: true, owner: owner.into() };
+    let add = |owner: &str| Request::AddDisk { read_only: true, volatile: false, owner: owner.into() };
     let remove = |slot: u8, owner: &str| Request::RemoveDevice { slot, owner: owner.into() };
     let list = |client: &mut Client| match client.call(&Request::Devices, &[], TIMEOUT).unwrap() {
         Response::Devices { devices, volumes, truncated: false } => {

@@ -19,7 +19,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Asks for a disk that is nobody's.
 fn add_disk() -> Request {
-    Request::AddDisk { read_only: true, owner: String::new() }
+    Request::AddDisk { read_only: true, volatile: false, owner: String::new() }
 }
 
 fn connect(guest: &Guest) -> Client {

@@ -74,7 +74,7 @@ impl Sandbox {
         step!("start.scratch");
         let path = self.paths.scratch();
         let disk = fs::File::options().read(true).write(true).open(&path).map_err(Error::io("open", &path))?;
-        let slot = vm.add_disk("scratch".into(), false, vec![disk]).await?;
+        let slot = vm.add_scratch(disk).await?;
         let interfaces = self.add_interfaces(&vm, attached.as_ref()).await?;
         step!("start.devices");
         let now = clock::now();

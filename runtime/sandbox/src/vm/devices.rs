@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use nacelle_vmm::control::message::{DeviceInfo, FEATURE_DEVICES, FEATURE_OWNERS};
+use nacelle_vmm::control::message::{DeviceInfo, FEATURE_DEVICES, FEATURE_OWNERS, FEATURE_VOLATILE};
 use nacelle_vmm::control::{Access, Client, ClientError, Request, Response};
 
 use super::Vm;
@@ -80,8 +80,16 @@ impl Vm {
     /// Puts a disk of `owner`'s on the guest's bus and returns its slot.
     pub async fn add_disk(&self, owner: String, read_only: bool, files: Vec<File>) -> Result<u8> {
         let owner = if self.features().await?.owners() { owner } else { String::new() };
-        let request = Request::AddDisk { read_only, owner };
+        let request = Request::AddDisk { read_only, volatile: false, owner };
         self.added(self.call("add a disk", request, files).await?)
+    }
+
+    /// Puts the disk for what containers write on the guest's bus and returns its slot. It never outlives the guest.
+    pub async fn add_scratch(&self, file: File) -> Result<u8> {
+        let features = self.features().await?;
+        let owner = if features.owners() { "scratch".into() } else { String::new() };
+        let request = Request::AddDisk { read_only: false, volatile: features.has(FEATURE_VOLATILE), owner };
+        self.added(self.call("add the scratch disk", request, vec![file]).await?)
     }
 
     /// Puts a network interface of `owner`'s on the guest's bus and returns its slot.

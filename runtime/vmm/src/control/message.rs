@@ -16,6 +16,8 @@ pub const FD_LIMIT: usize = 250;
 pub const FEATURE_OWNERS: &str = "owners";
 /// Feature: [`Request::Devices`] is answered.
 pub const FEATURE_DEVICES: &str = "devices";
+/// Feature: [`Request::AddDisk`] may be told that a disk is volatile.
+pub const FEATURE_VOLATILE: &str = "volatile";
 /// Longest name of an owner in bytes.
 pub const OWNER_LIMIT: usize = 128;
 
@@ -31,6 +33,10 @@ pub enum Request {
     AddDisk {
         /// Whether the guest is refused writes.
         read_only: bool,
+        /// Whether nobody looks at the disk when the machine has ended: what the guest flushes need not reach the host's
+        /// disk then.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        volatile: bool,
         /// Whose device it is, see [`check_owner`]. Empty: nobody's.
         #[serde(default, skip_serializing_if = "String::is_empty")]
         owner: String,
@@ -106,7 +112,7 @@ pub enum Response {
     Features {
         /// Version of the `nacelle` that drives the machine.
         version: String,
-        /// What it knows, of [`FEATURE_OWNERS`], [`FEATURE_DEVICES`] and what later versions add.
+        /// What it knows, of [`FEATURE_OWNERS`], [`FEATURE_DEVICES`], [`FEATURE_VOLATILE`] and what later versions add.
         features: Vec<String>,
     },
     /// Answer to [`Request::Devices`].
@@ -189,7 +195,7 @@ mod tests {
     #[test]
     fn without_an_owner_requests_are_those_of_versions_that_know_none() {
         let (owner, mac, mtu) = (String::new(), [2, 0, 0, 0, 0, 1], 1500);
-        let disk = Request::AddDisk { read_only: true, owner: owner.clone() };
+        let disk = Request::AddDisk { read_only: true, volatile: false, owner: owner.clone() };
         let net = Request::AddNet { mac, mtu, owner: owner.clone() };
         let remove = Request::RemoveDevice { slot: 3, owner };
         for (request, old) in [
@@ -200,6 +206,9 @@ mod tests {
             assert_eq!(text(&request), old);
             assert_eq!(serde_json::from_str::<Request>(old).unwrap(), request);
         }
+        let volatile = Request::AddDisk { read_only: false, volatile: true, owner: "scratch".into() };
+        assert_eq!(text(&volatile), r#"{"op":"add_disk","read_only":false,"volatile":true,"owner":"scratch"}"#);
+        assert_eq!(serde_json::from_str::<Request>(&text(&volatile)).unwrap(), volatile);
         let owned = Request::RemoveDevice { slot: 3, owner: "c1/rootfs".into() };
         assert_eq!(text(&owned), r#"{"op":"remove_device","slot":3,"owner":"c1/rootfs"}"#);
         assert_eq!(serde_json::from_str::<Request>(&text(&owned)).unwrap(), owned);

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use super::Machine;
 use crate::chain;
-use crate::control::message::{FEATURE_DEVICES, FEATURE_OWNERS};
+use crate::control::message::{FEATURE_DEVICES, FEATURE_OWNERS, FEATURE_VOLATILE};
 use crate::control::{Request, Response, check_owner};
 use crate::devices::virtio::block::{Block, Disk};
 use crate::devices::virtio::fs::Access;
@@ -22,10 +22,10 @@ impl Machine {
         }
         match request {
             Request::Status => Ok(Response::Status { version: env!("CARGO_PKG_VERSION").into(), id: self.id.clone() }),
-            Request::AddDisk { read_only, owner } => {
+            Request::AddDisk { read_only, volatile, owner } => {
                 self.check_owner(&owner)?;
                 let files = fds.into_iter().map(File::from).collect();
-                let disk = Disk::new(files, read_only).map_err(|error| chain(&error))?;
+                let disk = Disk::new(files, read_only).map_err(|error| chain(&error))?.volatile(volatile);
                 let block = Block::new(disk).map_err(|error| format!("cannot create the disk's device: {error}"))?;
                 let slot = self.add_device(Box::new(block), owner).map_err(|error| chain(&error))?;
                 self.add_random_source();
@@ -56,7 +56,7 @@ impl Machine {
             }
             Request::Features => Ok(Response::Features {
                 version: env!("CARGO_PKG_VERSION").into(),
-                features: [FEATURE_OWNERS, FEATURE_DEVICES].map(String::from).to_vec(),
+                features: [FEATURE_OWNERS, FEATURE_DEVICES, FEATURE_VOLATILE].map(String::from).to_vec(),
             }),
             Request::Devices => {
                 let volumes = self.volumes.as_ref().map(|(_, volumes)| volumes.names()).unwrap_or_default();

@@ -86,6 +86,8 @@ struct Inner {
     window_capability: usize,
     registers: Registers,
     active: bool,
+    /// The driver has reset it, and waits until it sees that done.
+    resetting: bool,
     /// It has been taken off the bus. A processor may be about to access it all the same.
     detached: bool,
     /// First port of the notifications that KVM handles.
@@ -136,6 +138,7 @@ impl VirtioPci {
                 window_capability,
                 registers,
                 active: false,
+                resetting: false,
                 detached: false,
                 connected: None,
             }),
@@ -214,13 +217,22 @@ impl VirtioPci {
         }
     }
 
+    /// Ends the reset that the driver waits for, if nothing writes to its buffers any more.
+    fn settle_reset(&self, inner: &mut Inner) {
+        if inner.resetting && inner.device.is_reset() {
+            inner.resetting = false;
+            inner.registers.reset();
+            self.interrupt.forget_vectors();
+        }
+    }
+
     fn apply(&self, inner: &mut Inner, effect: Effect) {
         match effect {
             Effect::None => {}
             Effect::Reset => {
                 self.deactivate(inner);
-                inner.registers.reset();
-                self.interrupt.forget_vectors();
+                inner.resetting = true;
+                self.settle_reset(inner);
             }
             // What it registered then would stay in KVM, in the way of the next device in its slot.
             Effect::Activate if inner.detached => {}
@@ -398,6 +410,7 @@ impl VirtioPci {
         data.fill(0);
         match offset {
             COMMON_OFFSET..STATUS_OFFSET => {
+                self.settle_reset(inner);
                 inner.registers.read(usize::from(offset - COMMON_OFFSET), data, &self.interrupt);
             }
             DEVICE_OFFSET.. => inner.device.read_config(u64::from(offset - DEVICE_OFFSET), data),
@@ -408,6 +421,11 @@ impl VirtioPci {
     fn write_register(&self, inner: &mut Inner, offset: u16, data: &[u8]) {
         match offset {
             COMMON_OFFSET..STATUS_OFFSET => {
+                self.settle_reset(inner);
+                // A driver does not touch a device until it sees its reset done (4.1.4.3.2).
+                if inner.resetting {
+                    return;
+                }
                 let effect = inner.registers.write(usize::from(offset - COMMON_OFFSET), data, &self.interrupt);
                 self.apply(inner, effect);
             }

@@ -2,7 +2,7 @@ use super::*;
 use crate::devices::virtio::device::DeviceError;
 use crate::memory;
 use crate::pci::{BusError, PciBus};
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 const SELECT_QUEUE: u16 = 22;
 const STATUS: u16 = 20;
@@ -13,7 +13,9 @@ struct Calls {
     activated: AtomicUsize,
     reset: AtomicUsize,
     notified: AtomicUsize,
-    fail: std::sync::atomic::AtomicBool,
+    fail: AtomicBool,
+    /// Requests are under way that write to the driver's buffers.
+    busy: AtomicBool,
 }
 
 struct Fake(Arc<Calls>);
@@ -41,6 +43,9 @@ impl VirtioDevice for Fake {
     }
     fn reset(&mut self) {
         self.0.reset.fetch_add(1, Ordering::Relaxed);
+    }
+    fn is_reset(&mut self) -> bool {
+        !self.0.busy.load(Ordering::Relaxed)
     }
     fn queue_notified(&mut self, _: u16) -> Result<(), DeviceError> {
         self.0.notified.fetch_add(1, Ordering::Relaxed);
@@ -146,6 +151,27 @@ fn a_driver_activates_and_resets() {
     assert_eq!(setup.calls.notified.load(Ordering::Relaxed), 1, "a notification after the reset is stale");
     setup.drive(0x10_0000);
     assert_eq!(setup.calls(), (2, 1));
+}
+
+#[test]
+fn a_driver_sees_its_reset_done_when_nothing_writes_to_its_buffers() {
+    let setup = setup();
+    setup.drive(0x10_0000);
+    setup.calls.busy.store(true, Ordering::Relaxed);
+    setup.put(STATUS, &[0]);
+    assert_eq!(setup.status(), 0xf);
+    // One that does not wait for that is not heard.
+    setup.put(STATUS, &[0xf]);
+    setup.put(STATUS, &[0]);
+    assert_eq!((setup.status(), setup.calls()), (0xf, (1, 1)));
+    setup.calls.busy.store(false, Ordering::Relaxed);
+    assert_eq!(setup.status(), 0);
+    setup.drive(0x10_0000);
+    assert_eq!(setup.calls(), (2, 1));
+    // Taken off the bus, it is not waited for.
+    setup.calls.busy.store(true, Ordering::Relaxed);
+    setup.bus.remove(1).unwrap();
+    assert_eq!(setup.calls(), (2, 2));
 }
 
 #[test]

@@ -313,6 +313,19 @@ impl<'a> GuestBytes<'a> {
         Ok(true)
     }
 
+    /// Reads as much of the first `count` bytes as `file` has in memory at `offset`. Returns how much that was; none is also
+    /// what a file says that ends there.
+    ///
+    /// # Errors
+    /// What `preadv2` reports; `WouldBlock` if nothing is in memory, `Unsupported` if the file cannot tell.
+    pub fn read_cached_from_file(&mut self, file: BorrowedFd<'_>, offset: u64, count: usize) -> io::Result<usize> {
+        let position = file_position(offset)?;
+        self.transfer(count, |buffers| {
+            // SAFETY: the buffers are writable guest memory, alive while `self` is borrowed.
+            unsafe { libc::preadv2(file.as_raw_fd(), buffers.as_ptr(), int_len(buffers), position, libc::RWF_NOWAIT) }
+        })
+    }
+
     /// Writes the first `count` bytes to `file` at `offset`.
     ///
     /// # Errors

@@ -6,7 +6,7 @@
 //! register access ([`VirtioDevice::read_config`], [`VirtioDevice::activate`],
 //! [`VirtioDevice::reset`]) happens on the thread of the processor that made it, so that
 //! the driver finds it done. All of them hold the device's lock. A device whose requests may
-//! take long has threads of its own ([`VirtioDevice::take_notifications`]).
+//! take as long as a disk has threads of its own ([`VirtioDevice::take_notifications`]).
 //!
 //! Everything that comes out of guest memory or a queue is hostile. A handler never
 //! panics on it: a malformed request fails that request, a malformed queue
@@ -89,8 +89,14 @@ pub trait VirtioDevice: Send {
     fn read_config(&self, offset: u64, data: &mut [u8]);
     /// The driver is ready (DRIVER_OK). Called once between resets.
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError>;
-    /// Back to the state before [`VirtioDevice::activate`]; what is in flight is dropped.
+    /// Back to the state before [`VirtioDevice::activate`]; what is in flight is not given back. Waits for none of it, see
+    /// [`VirtioDevice::is_reset`].
     fn reset(&mut self);
+    /// Whether nothing writes to the driver's buffers any more that was in flight at the last [`VirtioDevice::reset`]. The
+    /// driver sees its reset done only then (virtio 1.2, section 2.4.2), and the device is not activated before.
+    fn is_reset(&mut self) -> bool {
+        true
+    }
     /// What takes an active device to go on elsewhere; none if it cannot.
     fn state(&self) -> Option<DeviceState> {
         None

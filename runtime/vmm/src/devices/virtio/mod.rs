@@ -17,3 +17,4 @@ mod stretch;
 pub(crate) mod testing;
 pub mod vsock;
 pub mod wake;
+mod workers;

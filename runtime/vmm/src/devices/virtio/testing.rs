@@ -217,6 +217,11 @@ impl Driver {
         Feeder { stop, thread: Some(thread) }
     }
 
+    /// How many chains it claims to have made available, modulo 2^16.
+    pub fn available_index(&self) -> u16 {
+        u16::from_le(self.memory.load(GuestAddress(self.available_ring() + 2), Ordering::Acquire).unwrap())
+    }
+
     /// How many chains the device gave back, modulo 2^16.
     pub fn used_index(&self) -> u16 {
         u16::from_le(self.memory.load(GuestAddress(self.used_ring() + 2), Ordering::Acquire).unwrap())

@@ -9,8 +9,7 @@ pub const QUEUE_SIZE: u16 = 128;
 pub const SEGMENTS_LIMIT: u32 = QUEUE_SIZE as u32 - 2;
 /// The most ranges of one discard request.
 pub const DISCARD_RANGES_LIMIT: u32 = 32;
-/// The most sectors of one discarded range, 128 MiB: what a file system frees without making
-/// other devices wait.
+/// The most sectors of one discarded range, 128 MiB: what a file system frees in a moment.
 pub const DISCARD_SECTORS_LIMIT: u32 = 1 << 18;
 /// The most ranges of one write-zeroes request.
 pub const ZEROES_RANGES_LIMIT: u32 = 1;

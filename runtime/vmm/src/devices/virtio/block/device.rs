@@ -1,5 +1,6 @@
-//! The queue handler.
+//! The device: its registers, and the life of its threads.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,42 +12,36 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::config::{ConfigSpace, QUEUE_SIZE, SEGMENTS_LIMIT};
 use super::disk::{Disk, SECTOR};
 use super::metrics::BlockMetrics;
 use super::request;
-use crate::devices::virtio::budget::{Budget, Served};
 use crate::devices::virtio::chain::ChainScratch;
-use crate::devices::virtio::device::{Activation, DeviceError, Interrupt, VirtioDevice};
+use crate::devices::virtio::descriptors::AvailableChain;
+use crate::devices::virtio::device::{Activation, DeviceError, VirtioDevice};
 use crate::devices::virtio::ring::Ring;
 use crate::devices::virtio::wake::Wake;
+use crate::devices::virtio::workers::{Answer, Ending, Handler, Way, Workers};
 
 const NAME: &str = "block";
 const QUEUE_SIZES: [u16; 1] = [QUEUE_SIZE];
 /// Descriptors of the longest request: the data, a header and a status byte.
 const CHAIN_LIMIT: usize = SEGMENTS_LIMIT as usize + 2;
-/// Requests served in one go before other devices get their turn.
-const BATCH: usize = 256;
-/// After so many bytes the driver hears of what is done, though more is to do.
-const SIGNAL_BYTES: u64 = 1 << 20;
+/// Most requests that the host is asked for at once: what a fast disk wants to be busy, and a driver keeps under way.
+const THREADS: usize = 32;
 
 /// A virtio-blk device.
 pub struct Block {
-    disk: Disk,
+    disk: Arc<Disk>,
     config: ConfigSpace,
     features: u64,
-    active: Option<Active>,
-    scratch: ChainScratch,
-    wake: Wake,
+    notifications: Vec<EventFd>,
+    workers: Option<Workers<Requests>>,
+    ending: Vec<Ending>,
+    failed: Arc<Wake>,
     metrics: Arc<BlockMetrics>,
-}
-
-struct Active {
-    ring: Ring,
-    interrupt: Arc<dyn Interrupt>,
-    /// The driver does not know of flushes, so every write has to last at once.
-    write_through: bool,
 }
 
 impl Block {
@@ -54,7 +49,7 @@ impl Block {
     ///
     /// # Errors
     /// If the process has no file descriptor left.
-    pub fn new(disk: Disk) -> std::io::Result<Self> {
+    pub fn new(disk: Disk) -> io::Result<Self> {
         let mut features = 1 << VIRTIO_F_VERSION_1
             | 1 << VIRTIO_RING_F_EVENT_IDX
             | 1 << VIRTIO_RING_F_INDIRECT_DESC
@@ -68,11 +63,12 @@ impl Block {
         };
         Ok(Self {
             config: ConfigSpace::new(disk.size() / SECTOR, disk.read_only()),
-            disk,
+            disk: Arc::new(disk),
             features,
-            active: None,
-            scratch: ChainScratch::new(),
-            wake: Wake::new()?,
+            notifications: Vec::new(),
+            workers: None,
+            ending: Vec::new(),
+            failed: Arc::new(Wake::new()?),
             metrics: Arc::default(),
         })
     }
@@ -82,29 +78,43 @@ impl Block {
     pub fn metrics(&self) -> Arc<BlockMetrics> {
         self.metrics.clone()
     }
+}
 
-    fn serve(&mut self) -> Result<(), DeviceError> {
-        let Some(Active { ring, interrupt, write_through }) = &mut self.active else { return Ok(()) };
-        let (disk, scratch, metrics) = (&mut self.disk, &mut self.scratch, &self.metrics);
-        let mut unsignalled = 0;
-        let served = ring.serve(&mut Budget::new(BATCH), interrupt.as_ref(), |ring, chain| {
-            let chain = scratch.load(&chain, CHAIN_LIMIT).map_err(|error| ring.error(&error.to_string()))?;
-            let head = chain.head;
-            unsignalled += (chain.readable.len() + chain.writable.len()) as u64;
-            match request::serve(disk, chain, *write_through, metrics) {
-                Some(written) => ring.complete(head, written)?,
-                None => return Err(ring.error("a request has no room for its status")),
-            }
-            if unsignalled >= SIGNAL_BYTES {
-                unsignalled = 0;
-                ring.signal(interrupt.as_ref());
-            }
-            Ok(())
-        })?;
-        if served == Served::Part {
-            self.wake.set();
-        }
-        Ok(())
+/// What serves the requests of a driver.
+struct Requests {
+    disk: Arc<Disk>,
+    metrics: Arc<BlockMetrics>,
+    /// The driver does not know of flushes, so every write has to last at once.
+    write_through: bool,
+}
+
+impl Handler for Requests {
+    type Room = ChainScratch;
+
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn threads(&self) -> usize {
+        THREADS
+    }
+
+    fn room(&self) -> io::Result<ChainScratch> {
+        Ok(ChainScratch::new())
+    }
+
+    fn serve(
+        &self,
+        _index: u16,
+        chain: &AvailableChain,
+        room: &mut ChainScratch,
+        way: &mut dyn Way,
+    ) -> Result<Answer, String> {
+        let chain = room.load(chain, CHAIN_LIMIT).map_err(|error| error.to_string())?;
+        let moved = (chain.readable.len() + chain.writable.len()) as u64;
+        let written = request::serve(&self.disk, chain, self.write_through, &self.metrics, way);
+        let written = written.ok_or("a request has no room for its status")?;
+        Ok(Answer { written, moved })
     }
 }
 
@@ -136,25 +146,41 @@ impl VirtioDevice for Block {
         };
         let ring = Ring::new(NAME, 0, queue, &memory, features)?;
         let write_through = features & (1 << VIRTIO_BLK_F_FLUSH) == 0;
-        self.active = Some(Active { ring, interrupt, write_through });
-        self.serve()
+        let requests = Requests { disk: self.disk.clone(), metrics: self.metrics.clone(), write_through };
+        let workers =
+            Workers::start(Arc::new(requests), vec![ring], &self.notifications, interrupt, self.failed.clone());
+        let failed = |error: io::Error| DeviceError { device: NAME, reason: format!("no thread for it: {error}") };
+        self.workers = Some(workers.map_err(failed)?);
+        Ok(())
     }
 
     fn reset(&mut self) {
-        self.active = None;
+        self.ending.extend(self.workers.take().map(|workers| workers.end()));
+        self.failed.clear();
+    }
+
+    fn is_reset(&mut self) -> bool {
+        self.ending.retain(|ending| !ending.is_over());
+        self.ending.is_empty()
+    }
+
+    fn take_notifications(&mut self, notifications: &[EventFd]) -> io::Result<bool> {
+        self.notifications = notifications.iter().map(EventFd::try_clone).collect::<io::Result<_>>()?;
+        Ok(true)
     }
 
     fn queue_notified(&mut self, _index: u16) -> Result<(), DeviceError> {
-        self.serve()
+        // The threads see to that.
+        Ok(())
     }
 
     fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.wake.as_fd())
+        Some((*self.failed).as_fd())
     }
 
     fn poll_ready(&mut self) -> Result<(), DeviceError> {
-        self.wake.clear();
-        self.serve()
+        self.failed.clear();
+        self.workers.as_ref().and_then(Workers::failure).map_or(Ok(()), Err)
     }
 }
 
@@ -164,7 +190,7 @@ impl std::fmt::Debug for Block {
         let writes = self.metrics.writes.load(Ordering::Relaxed);
         f.debug_struct("Block")
             .field("disk", &self.disk)
-            .field("active", &self.active.is_some())
+            .field("active", &self.workers.is_some())
             .field("reads", &reads)
             .field("writes", &writes)
             .finish_non_exhaustive()

@@ -9,11 +9,13 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileTypeExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom, fallocate, fcntl_getfl, fdatasync, seek};
 use rustix::io::Errno;
 
 use crate::devices::virtio::chain::GuestBytes;
+use crate::devices::virtio::workers::Way;
 
 /// Bytes of a sector, the unit of every position on a disk.
 pub const SECTOR: u64 = 512;
@@ -76,10 +78,14 @@ pub struct Disk {
     parts: Vec<Part>,
     size: u64,
     read_only: bool,
+    /// Whether nobody looks at it when its machine has ended.
+    volatile: bool,
     id: [u8; 20],
+    /// Whether its files were seen to lack the means to tell what of them is in memory.
+    cannot_tell: AtomicBool,
     /// Whether the file system was seen to lack holes, or zeroed ranges.
-    no_holes: bool,
-    no_zero_range: bool,
+    no_holes: AtomicBool,
+    no_zero_range: AtomicBool,
 }
 
 impl Disk {
@@ -110,7 +116,16 @@ impl Disk {
         if !size.is_multiple_of(SECTOR) {
             return Err(DiskError::UnevenSize(size));
         }
-        Ok(Self { parts, size, read_only, id: [0; 20], no_holes: false, no_zero_range: false })
+        Ok(Self {
+            parts,
+            size,
+            read_only,
+            volatile: false,
+            id: [0; 20],
+            cannot_tell: AtomicBool::new(false),
+            no_holes: AtomicBool::new(false),
+            no_zero_range: AtomicBool::new(false),
+        })
     }
 
     /// Gives the disk a name that the guest can ask for, cut to 20 bytes.
@@ -121,6 +136,13 @@ impl Disk {
             *to = *from;
         }
         self
+    }
+
+    /// Says whether nobody looks at the disk when its machine has ended. Then nothing has to be durable, and a flush,
+    /// which orders what the guest reads back, has nothing to do: the host's kernel has it all.
+    #[must_use]
+    pub fn volatile(self, volatile: bool) -> Self {
+        Self { volatile, ..self }
     }
 
     /// The disk's name, filled up with zero bytes.
@@ -148,8 +170,9 @@ impl Disk {
         (end <= self.size && length.is_multiple_of(SECTOR)).then_some(start)
     }
 
-    /// Reads the disk from `offset` on until `data` is full. The range is on the disk.
-    pub(super) fn read(&self, mut offset: u64, data: &mut GuestBytes<'_>) -> io::Result<()> {
+    /// Reads the disk from `offset` on until `data` is full. The range is on the disk. Makes `way` for what is not in
+    /// memory.
+    pub(super) fn read(&self, mut offset: u64, data: &mut GuestBytes<'_>, way: &mut dyn Way) -> io::Result<()> {
         let first = self.parts.partition_point(|part| part.end <= offset);
         for part in self.parts.iter().skip(first) {
             if data.is_empty() {
@@ -158,13 +181,33 @@ impl Disk {
             let within = offset.saturating_sub(part.start);
             let here = (data.len() as u64).min(part.end - offset);
             let stored = part.length.saturating_sub(within).min(here);
-            if stored > 0 && !data.read_from_file(part.file.as_fd(), within, stored as usize)? {
-                return Err(io::ErrorKind::UnexpectedEof.into());
+            let cached = self.read_cached(part, within, stored, data)?;
+            if cached < stored {
+                way.make();
+                if !data.read_from_file(part.file.as_fd(), within + cached, (stored - cached) as usize)? {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
             }
             data.write_zeros((here - stored) as usize);
             offset += here;
         }
         if data.is_empty() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    }
+
+    /// Reads what the page cache has of these `length` bytes, from the first on. Returns how many.
+    fn read_cached(&self, part: &Part, offset: u64, length: u64, data: &mut GuestBytes<'_>) -> io::Result<u64> {
+        if length == 0 || self.cannot_tell.load(Ordering::Relaxed) {
+            return Ok(0);
+        }
+        match data.read_cached_from_file(part.file.as_fd(), offset, length as usize) {
+            Ok(count) => Ok(count as u64),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                self.cannot_tell.store(true, Ordering::Relaxed);
+                Ok(0)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Writes all of `data` to the disk at `offset`. The range is on the disk.
@@ -173,9 +216,14 @@ impl Disk {
         data.write_to_file(self.writable()?, offset, count)
     }
 
-    /// Makes all that was written durable.
+    /// Whether a flush has anything to do.
+    pub(super) fn has_to_last(&self) -> bool {
+        !self.read_only && !self.volatile
+    }
+
+    /// Makes all that was written durable, where it [has to](Self::has_to_last) be.
     pub(super) fn flush(&self) -> io::Result<()> {
-        if self.read_only {
+        if !self.has_to_last() {
             return Ok(());
         }
         Ok(fdatasync(self.writable()?)?)
@@ -183,24 +231,24 @@ impl Disk {
 
     /// Gives the space of a range back if the file system can; its content is then zeros,
     /// otherwise it is left.
-    pub(super) fn discard(&mut self, offset: u64, length: u64) -> io::Result<()> {
-        if !self.no_holes && !self.punch(offset, length)? {
-            self.no_holes = true;
+    pub(super) fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
+        if !self.no_holes.load(Ordering::Relaxed) && !self.punch(offset, length)? {
+            self.no_holes.store(true, Ordering::Relaxed);
         }
         Ok(())
     }
 
     /// Makes a range read as zeros, and gives its space back if `unmap` and the file system
     /// can.
-    pub(super) fn write_zeroes(&mut self, mut offset: u64, length: u64, unmap: bool) -> io::Result<()> {
-        if unmap && !self.no_holes {
+    pub(super) fn write_zeroes(&self, mut offset: u64, length: u64, unmap: bool) -> io::Result<()> {
+        if unmap && !self.no_holes.load(Ordering::Relaxed) {
             if self.punch(offset, length)? {
                 return Ok(());
             }
-            self.no_holes = true;
+            self.no_holes.store(true, Ordering::Relaxed);
         }
         let file = self.writable()?;
-        if !self.no_zero_range {
+        if !self.no_zero_range.load(Ordering::Relaxed) {
             match fallocate(file, FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE, offset, length) {
                 Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
                 result => return Ok(result?),
@@ -216,7 +264,7 @@ impl Disk {
                 Err(error) => return Err(error.into()),
             }
         }
-        self.no_zero_range = true;
+        self.no_zero_range.store(true, Ordering::Relaxed);
         Ok(())
     }
 

@@ -12,6 +12,7 @@ use super::config::{DISCARD_RANGES_LIMIT, DISCARD_SECTORS_LIMIT, ZEROES_RANGES_L
 use super::disk::{Disk, SECTOR};
 use super::metrics::BlockMetrics;
 use crate::devices::virtio::chain::{Chain, GuestBytes};
+use crate::devices::virtio::workers::Way;
 
 /// Bytes of a request's header: type, reserved, sector.
 const HEADER_SIZE: usize = 16;
@@ -34,11 +35,17 @@ impl From<std::io::Error> for Refusal {
 }
 
 /// Serves the request in `chain`. Returns how many bytes the driver may expect written, or
-/// none if the request has no status byte to answer in.
-pub fn serve(disk: &mut Disk, mut chain: Chain<'_>, write_through: bool, metrics: &BlockMetrics) -> Option<u32> {
+/// none if the request has no status byte to answer in. Makes `way` before it does what may take as long as a disk.
+pub fn serve(
+    disk: &Disk,
+    mut chain: Chain<'_>,
+    write_through: bool,
+    metrics: &BlockMetrics,
+    way: &mut dyn Way,
+) -> Option<u32> {
     let status = chain.writable.pop_last()?;
     let room = chain.writable.len();
-    match execute(disk, &mut chain, write_through, metrics) {
+    match execute(disk, &mut chain, write_through, metrics, way) {
         Ok(()) => {
             status.set(VIRTIO_BLK_S_OK as u8);
             let written = room - chain.writable.len();
@@ -55,7 +62,13 @@ pub fn serve(disk: &mut Disk, mut chain: Chain<'_>, write_through: bool, metrics
     }
 }
 
-fn execute(disk: &mut Disk, chain: &mut Chain<'_>, write_through: bool, metrics: &BlockMetrics) -> Result<(), Refusal> {
+fn execute(
+    disk: &Disk,
+    chain: &mut Chain<'_>,
+    write_through: bool,
+    metrics: &BlockMetrics,
+    way: &mut dyn Way,
+) -> Result<(), Refusal> {
     if chain.faulty {
         return Err(Refusal::Failed);
     }
@@ -66,13 +79,14 @@ fn execute(disk: &mut Disk, chain: &mut Chain<'_>, write_through: bool, metrics:
         VIRTIO_BLK_T_IN => {
             let length = chain.writable.len() as u64;
             let offset = disk.range(sector, length).ok_or(Refusal::Failed)?;
-            disk.read(offset, &mut chain.writable)?;
+            disk.read(offset, &mut chain.writable, way)?;
             count(&metrics.reads, 1);
             count(&metrics.read_bytes, length);
         }
         VIRTIO_BLK_T_OUT => {
             let length = chain.readable.len() as u64;
             let offset = disk.range(sector, length).ok_or(Refusal::Failed)?;
+            way.make();
             disk.write(offset, &mut chain.readable)?;
             if write_through {
                 disk.flush()?;
@@ -81,6 +95,9 @@ fn execute(disk: &mut Disk, chain: &mut Chain<'_>, write_through: bool, metrics:
             count(&metrics.write_bytes, length);
         }
         VIRTIO_BLK_T_FLUSH => {
+            if disk.has_to_last() {
+                way.make();
+            }
             disk.flush()?;
             count(&metrics.flushes, 1);
         }
@@ -88,6 +105,7 @@ fn execute(disk: &mut Disk, chain: &mut Chain<'_>, write_through: bool, metrics:
             chain.writable.write(disk.id());
         }
         VIRTIO_BLK_T_DISCARD => {
+            way.make();
             for_each_range(disk, &mut chain.readable, DISCARD_RANGES_LIMIT, |disk, range| {
                 if range.unmap {
                     return Err(Refusal::Unsupported);
@@ -98,6 +116,7 @@ fn execute(disk: &mut Disk, chain: &mut Chain<'_>, write_through: bool, metrics:
             count(&metrics.discards, 1);
         }
         VIRTIO_BLK_T_WRITE_ZEROES => {
+            way.make();
             for_each_range(disk, &mut chain.readable, ZEROES_RANGES_LIMIT, |disk, range| {
                 let offset = range.offset(disk, ZEROES_SECTORS_LIMIT)?;
                 Ok(disk.write_zeroes(offset, range.length(), range.unmap)?)
@@ -132,10 +151,10 @@ impl Range {
 /// Reads the ranges of a request and does each. Those before a refused one stay done: a
 /// request that fails has undefined effects within the ranges it names.
 fn for_each_range(
-    disk: &mut Disk,
+    disk: &Disk,
     data: &mut GuestBytes<'_>,
     limit: u32,
-    mut each: impl FnMut(&mut Disk, Range) -> Result<(), Refusal>,
+    mut each: impl FnMut(&Disk, Range) -> Result<(), Refusal>,
 ) -> Result<(), Refusal> {
     if disk.read_only()
         || data.is_empty()
