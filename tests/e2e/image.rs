@@ -60,11 +60,9 @@ async fn a_hostile_image_is_refused_and_leaves_nothing() {
     let daemon = Daemon::start("").await.unwrap();
     let client = daemon.client().await;
     let hostile = [
-        "hostile-absolute",
         "hostile-config-digest",
         "hostile-diff-id",
         "hostile-digest",
-        "hostile-dotdot",
         "hostile-garbage",
         "hostile-hardlink",
         "hostile-missing",
@@ -85,6 +83,16 @@ async fn a_hostile_image_is_refused_and_leaves_nothing() {
     assert!(left.is_empty(), "{left:?}");
     // The daemon is none the worse.
     client.pull("busybox").await.unwrap();
+}
+
+#[tokio::test]
+async fn names_are_within_the_image_however_they_are_written() {
+    let client = Client::node().await;
+    let (lines, code) = client.run_once("names", &[]).await.unwrap();
+    assert_eq!((lines, code), (vec![("stdout".into(), "fine".into())], 0));
+    for escaped in ["/tmp/nacelle-escaped", "/tmp/nacelle-escaped-too"] {
+        assert!(!std::path::Path::new(escaped).exists(), "{escaped}");
+    }
 }
 
 #[tokio::test]

@@ -157,7 +157,7 @@ fn login(auth: cri::AuthConfig) -> Result<Option<Login>, Status> {
 
 /// An image in the CRI's words, but for what is configured about it.
 fn translated(image: Image) -> cri::Image {
-    let user = image.config.config().as_ref().and_then(|config| config.user().clone()).unwrap_or_default();
+    let user = &image.config.user;
     let user = user.split(':').next().unwrap_or_default();
     let (uid, username) = match user.parse::<i64>() {
         Ok(uid) => (Some(cri::Int64Value { value: uid }), String::new()),

@@ -4,9 +4,8 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use oci_spec::image::ImageConfiguration;
-
 use crate::error::{Error, Result};
+use crate::manifest::ImageConfig;
 
 /// An image in the store.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,7 +19,7 @@ pub struct Image {
     /// Bytes it takes in the store, shared layers included; never 0.
     pub size: u64,
     /// What it says about its processes: user, environment, entrypoint, command, labels and so on.
-    pub config: ImageConfiguration,
+    pub config: ImageConfig,
     /// When it was first pulled, to the second.
     pub pulled_at: SystemTime,
     pub(crate) rootfs: Vec<PathBuf>,

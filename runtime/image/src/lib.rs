@@ -42,6 +42,7 @@ pub use digest::{Digest, InvalidDigest};
 pub use error::{Error, ErrorKind, Result};
 pub use image::Image;
 pub use limits::Limits;
+pub use manifest::ImageConfig;
 pub use progress::{LayerState, Progress};
 pub use reference::{Reference, Target};
 pub use registry::{Credentials, Endpoint, Login, Mirrors, default_endpoint};

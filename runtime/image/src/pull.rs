@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -25,8 +26,8 @@ use crate::registry::{self, Endpoint, Login, Repository};
 use crate::store::{ImageRecord, LAYER_IMAGE, MadeImage, ROOTFS, Store};
 use crate::tree::{MergeError, Tree};
 
-/// An index may point to an index; more than that is a loop or a joke.
-const MAX_INDEX_DEPTH: usize = 3;
+/// Manifests that are looked at for one image: an index may offer several, and point to further indexes.
+const MAX_DOCUMENTS: usize = 32;
 /// Layers that are fetched at the same time, over all pulls.
 pub(crate) const PARALLEL_LAYERS: usize = 3;
 
@@ -45,6 +46,8 @@ struct Resolved {
     digest: Digest,
     config: Descriptor,
     layers: Vec<Descriptor>,
+    /// Whether an index says that it is for this host.
+    chosen: bool,
 }
 
 impl Puller {
@@ -102,17 +105,38 @@ impl Puller {
 
     async fn resolve(&self, repository: &Repository, reference: &Reference) -> Result<Resolved> {
         let what = reference.to_string();
-        let mut target = reference.target().clone();
         let mut top = None;
-        for _ in 0..MAX_INDEX_DEPTH {
+        let mut unfit = None;
+        // What is to be looked at, the best last.
+        let mut pending = vec![(reference.target().clone(), false)];
+        for _ in 0..MAX_DOCUMENTS {
+            let Some((target, chosen)) = pending.pop() else { break };
             let found = repository.manifest(&target, self.limits.manifest_bytes).await?;
             let top = *top.get_or_insert(found.digest);
-            match manifest::parse(&found.bytes, found.media_type.as_deref(), &self.limits, &what)? {
-                Document::Image { config, layers } => return Ok(Resolved { digest: top, config, layers }),
-                Document::Index { chosen } => target = Target::Digest(chosen.digest),
+            match manifest::parse(&found.bytes, found.media_type.as_deref(), &self.limits, &what) {
+                Ok(Document::Image { config, layers }) => {
+                    // One of several, of which only its configuration says what it is.
+                    if !chosen && !pending.is_empty() {
+                        let name = format!("configuration {} of {what}", config.digest);
+                        let bytes = repository.small_blob(&config.digest, config.size, &name).await?;
+                        if !manifest::is_ours(&bytes) {
+                            continue;
+                        }
+                    }
+                    return Ok(Resolved { digest: top, config, layers, chosen });
+                }
+                Ok(Document::Index { candidates }) => {
+                    let further = candidates.into_iter().rev().map(|next| (Target::Digest(next.digest), next.chosen));
+                    pending.extend(further);
+                }
+                // Another that an index offers may do.
+                Err(error) => _ = unfit.get_or_insert(error),
             }
         }
-        Err(Error::refused(what, "its index leads to further indexes without end"))
+        match pending.is_empty() {
+            true => Err(unfit.unwrap_or_else(|| Error::refused(what, "none of what it offers is for linux/amd64"))),
+            false => Err(Error::refused(what, "its index leads to further indexes without end")),
+        }
     }
 
     async fn fetch(
@@ -132,7 +156,7 @@ impl Puller {
                 repository.small_blob(&id, resolved.config.size, &what).await?
             }
         };
-        let (_, diff_ids) = manifest::parse_config(&config, resolved.layers.len(), &what)?;
+        let (_, diff_ids) = manifest::parse_config(&config, resolved.layers.len(), resolved.chosen, &what)?;
         let _pins = self.store.pin(diff_ids.clone());
         let layers: Vec<Expected> = resolved
             .layers
@@ -240,10 +264,12 @@ impl Puller {
         let (sender, reader) = registry::channel();
         let (store, limits, name) = (self.store.clone(), self.limits, what.clone());
         // The directory belongs to the thread: when this task is dropped, the reader fails, and the thread cleans up.
+        let given_up = GivenUp::default();
+        let flag = given_up.0.clone();
         let build = tokio::task::spawn_blocking(move || {
             let directory = store.temporary()?;
             let path = directory.path().join(LAYER_IMAGE);
-            let built = layer::build(reader, &layer, &path, &limits).map_err(|error| error.about(&name))?;
+            let built = layer::build(reader, &layer, &path, &limits, &flag).map_err(|error| error.about(&name))?;
             store.add_layer(layer.diff_id, &built, directory)
         });
         let total = layer.size;
@@ -255,6 +281,16 @@ impl Puller {
         // A download that failed is why the thread failed too.
         downloaded?;
         built.map_err(|_| cancelled())?
+    }
+}
+
+/// Tells a thread that nobody waits for it any more.
+#[derive(Default)]
+struct GivenUp(Arc<AtomicBool>);
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -286,14 +322,24 @@ fn all(mut attempts: Vec<(String, Error)>, reference: &Reference) -> Error {
 /// Merges the layers `diff_ids`, which are in the store, into the root file system of an image.
 fn make_image(store: &Store, limits: &Limits, what: &str, config: &[u8], diff_ids: &[Digest]) -> Result<MadeImage> {
     let mut tree = Tree::default();
+    let mut kept = tree.len();
     for (index, diff_id) in (0u16..).zip(diff_ids) {
-        tree.merge(store.tree(diff_id)?, index, limits.inodes).map_err(|error| match error {
+        let upper = store.tree(diff_id)?;
+        if tree.len() + upper.len() > limits.inodes {
+            tree = tree.compact();
+            kept = tree.len();
+        }
+        tree.merge(upper, index, limits.inodes).map_err(|error| match error {
             MergeError::Full => Error::limit(what, format!("more than {} files", limits.inodes)),
             _ => Error::refused(format!("layer {diff_id} of {what}"), error.to_string()),
         })?;
-        // What a layer hides need not be carried on.
-        tree = tree.compact();
+        // What a layer hides need not be carried on, but each look for it costs the whole tree.
+        if tree.len() > 2 * kept + 10_000 {
+            tree = tree.compact();
+            kept = tree.len();
+        }
     }
+    tree = tree.compact();
     let missing = |diff_id: &Digest| Error::corrupt(format!("layer {diff_id}"), "it vanished from the store");
     let (mut disk, mut blocks) = (Vec::new(), Vec::new());
     let used: HashSet<u16> = tree.sources().map(|source| source.layer).collect();

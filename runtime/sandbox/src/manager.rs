@@ -551,14 +551,14 @@ fn container_name(sandbox_id: &str, config: &ContainerConfig) -> String {
 
 /// What the image says about its process.
 fn defaults(image: &Image) -> ImageDefaults {
-    let Some(config) = image.config.config().as_ref() else { return ImageDefaults::default() };
+    let config = &image.config;
     ImageDefaults {
-        entrypoint: config.entrypoint().clone().unwrap_or_default(),
-        cmd: config.cmd().clone().unwrap_or_default(),
-        env: config.env().clone().unwrap_or_default(),
-        working_dir: config.working_dir().clone().unwrap_or_default(),
-        user: config.user().clone().unwrap_or_default(),
-        stop_signal: config.stop_signal().clone().unwrap_or_default(),
+        entrypoint: config.entrypoint.clone(),
+        cmd: config.cmd.clone(),
+        env: config.env.clone(),
+        working_dir: config.working_dir.clone(),
+        user: config.user.clone(),
+        stop_signal: config.stop_signal.clone(),
     }
 }
 

@@ -22,12 +22,14 @@ pub(crate) struct DataWriter {
     filled: usize,
     /// Where the buffer's content goes.
     offset: u64,
+    /// Bytes that may still take space on the disk.
+    left: u64,
 }
 
 impl DataWriter {
-    /// Starts an image in `file`, which is empty; `path` is for messages.
-    pub(crate) fn new(file: File, path: &Path) -> Self {
-        Self { file, path: path.to_owned(), buffer: vec![0; BUFFER], filled: 0, offset: BLOCK_SIZE }
+    /// Starts an image in `file`, which is empty; `path` is for messages. Content may take `limit` bytes on the disk.
+    pub(crate) fn new(file: File, path: &Path, limit: u64) -> Self {
+        Self { file, path: path.to_owned(), buffer: vec![0; BUFFER], filled: 0, offset: BLOCK_SIZE, left: limit }
     }
 
     /// Bytes from the image's start to where the next byte goes.
@@ -109,8 +111,13 @@ impl DataWriter {
         let full = self.buffer.get(..self.filled).unwrap_or_default();
         // Long runs of zeros, of which some archives are full, need no space. The metadata that follows ends the file.
         let zeros = full.chunks(BLOCK).all(|part| ZEROS.get(..part.len()) == Some(part));
-        let written: io::Result<()> = if zeros { Ok(()) } else { self.file.write_all_at(full, self.offset) };
-        written.map_err(|error| LayerError::Store(Error::store("write", &self.path)(error)))?;
+        if !zeros {
+            self.left = self.left.checked_sub(full.len() as u64).ok_or_else(|| {
+                LayerError::Limit("it takes far more space than it should by its compressed size".to_owned())
+            })?;
+            let written: io::Result<()> = self.file.write_all_at(full, self.offset);
+            written.map_err(|error| LayerError::Store(Error::store("write", &self.path)(error)))?;
+        }
         self.offset += self.filled as u64;
         self.filled = 0;
         Ok(())

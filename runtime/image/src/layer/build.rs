@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::LayerError;
 use super::compression::Decoder;
@@ -33,20 +34,21 @@ pub(crate) struct BuiltLayer {
 
 /// Makes the EROFS image of the layer that `input` brings in the new file `path`, which is not synced to the disk.
 ///
-/// On an error the file may be left behind, unfinished. When `input` fails or ends early, the error is
+/// Ends soon after `given_up` is set, whatever the layer holds. On an error the file may be left behind, unfinished. When `input` fails or ends early, the error is
 /// [`LayerError::Input`] or [`LayerError::Corrupt`]; whoever feeds it knows better, and should be asked first.
 pub(crate) fn build(
     input: impl Read,
     expected: &Expected,
     path: &Path,
     limits: &Limits,
+    given_up: &AtomicBool,
 ) -> Result<BuiltLayer, LayerError> {
     let store = |action| move |error| LayerError::Store(Error::store(action, path)(error));
     let file = File::create_new(path).map_err(store("create"))?;
     let mut compressed = Hashing::new(input);
-    match build_inner(&mut compressed, expected, file, path, limits) {
+    match build_inner(&mut compressed, expected, file, path, limits, given_up) {
         // Wrong bytes show in many ways further up; the digest is the plain one.
-        Err(error @ (LayerError::Corrupt(_) | LayerError::Input(_))) => {
+        Err(error @ (LayerError::Corrupt(_) | LayerError::Input(_))) if !given_up.load(Ordering::Relaxed) => {
             if io::copy(&mut compressed, &mut io::sink()).is_ok() {
                 let length = compressed.hasher.length();
                 let found = compressed.hasher.finish();
@@ -69,21 +71,21 @@ fn build_inner(
     file: File,
     path: &Path,
     limits: &Limits,
+    given_up: &AtomicBool,
 ) -> Result<BuiltLayer, LayerError> {
-    let decoder = Decoder::new(&mut *compressed).map_err(LayerError::Input)?;
+    let decoder = Decoder::new(&mut *compressed)?;
     let limit = limits.unpacked(expected.size);
-    let mut archive = Hashing::new(Limited { input: decoder, left: limit });
-    let mut data = DataWriter::new(file, path);
-    let tree = match intake(&mut archive, &mut data, limits) {
-        Err(_) if archive.input.left == 0 => return Err(too_large(limit)),
-        result => result?,
+    let mut archive = Hashing::new(Limited { input: decoder, left: limit, given_up });
+    let mut data = DataWriter::new(file, path, limits.written(expected.size));
+    let too_large = |error| match error {
+        LayerError::Input(error) if error.get_ref().is_some_and(|inner| inner.is::<TooLarge>()) => {
+            LayerError::Limit(format!("its archive is larger than {limit} bytes"))
+        }
+        other => other,
     };
+    let tree = intake(&mut archive, &mut data, limits).map_err(too_large)?;
     // Archives are padded beyond their end, and the digest covers that.
-    match io::copy(&mut archive, &mut io::sink()) {
-        Ok(_) => {}
-        Err(_) if archive.input.left == 0 => return Err(too_large(limit)),
-        Err(error) => return Err(LayerError::Input(error)),
-    }
+    io::copy(&mut archive, &mut io::sink()).map_err(|error| too_large(LayerError::Input(error)))?;
     let Hashing { input: Limited { input: decoder, .. }, hasher } = archive;
     decoder.drain().map_err(LayerError::Input)?;
     let diff_id = hasher.finish();
@@ -106,9 +108,10 @@ fn build_inner(
     Ok(BuiltLayer { tree, blocks })
 }
 
-fn too_large(limit: u64) -> LayerError {
-    LayerError::Limit(format!("its archive is larger than {limit} bytes"))
-}
+/// More bytes came than may.
+#[derive(Debug, thiserror::Error)]
+#[error("the archive is too large")]
+struct TooLarge;
 
 /// Hashes what is read through it.
 struct Hashing<R> {
@@ -130,22 +133,20 @@ impl<R: Read> Read for Hashing<R> {
     }
 }
 
-/// Fails when more than `left` bytes come.
-struct Limited<R> {
+/// Fails when more than `left` bytes come, and once nobody wants them any more.
+struct Limited<'a, R> {
     input: R,
     left: u64,
+    given_up: &'a AtomicBool,
 }
 
-impl<R: Read> Read for Limited<R> {
+impl<R: Read> Read for Limited<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.input.read(buffer)?;
-        match self.left.checked_sub(count as u64) {
-            Some(left) => self.left = left,
-            None => {
-                self.left = 0;
-                return Err(io::Error::other("the archive is too large"));
-            }
+        if self.given_up.load(Ordering::Relaxed) {
+            return Err(io::Error::other("the pull was given up"));
         }
+        let count = self.input.read(buffer)?;
+        self.left = self.left.checked_sub(count as u64).ok_or_else(|| io::Error::other(TooLarge))?;
         Ok(count)
     }
 }

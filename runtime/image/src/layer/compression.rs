@@ -4,12 +4,17 @@ use std::io::{self, BufRead, BufReader, Chain, Cursor, Read};
 
 use flate2::bufread::MultiGzDecoder;
 
+use super::LayerError;
+
 const GZIP: [u8; 3] = [0x1f, 0x8b, 0x08];
 const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 /// Skippable frames may come first; the low nibble of the first byte varies.
 const ZSTD_SKIPPABLE: [u8; 3] = [0x2a, 0x4d, 0x18];
 /// Largest zstd window, as a power of two: what `zstd` itself accepts without being told. Bounds memory.
 const ZSTD_WINDOW_LOG: u32 = 27;
+
+/// Compressions that are none of a layer's, but are made now and then: how they begin, and their names.
+const OTHERS: [(&[u8], &str); 3] = [(b"\xfd7zXZ\0", "xz"), (b"BZh91AY&SY", "bzip2"), (b"\x04\x22\x4d\x18", "lz4")];
 
 type Input<R> = BufReader<Chain<Cursor<Vec<u8>>, R>>;
 
@@ -22,19 +27,26 @@ pub(super) enum Decoder<R: Read> {
 
 impl<R: Read> Decoder<R> {
     /// Looks at the first bytes of `input`.
-    pub(super) fn new(mut input: R) -> io::Result<Self> {
-        let mut start = Vec::with_capacity(4);
-        input.by_ref().take(4).read_to_end(&mut start)?;
+    ///
+    /// # Errors
+    /// [`LayerError::Compression`] with the name of a compression that layers may not have, or why `input` cannot be
+    /// read.
+    pub(super) fn new(mut input: R) -> Result<Self, LayerError> {
+        let mut start = Vec::with_capacity(10);
+        input.by_ref().take(10).read_to_end(&mut start).map_err(LayerError::Input)?;
+        if let Some((_, name)) = OTHERS.iter().find(|(magic, _)| start.starts_with(magic)) {
+            return Err(LayerError::Compression(name));
+        }
         let gzip = start.starts_with(&GZIP);
-        let skippable = start.first().is_some_and(|b| b & 0xf0 == 0x50) && start.get(1..) == Some(&ZSTD_SKIPPABLE[..]);
-        let zstd = start == ZSTD || skippable;
+        let skippable = start.first().is_some_and(|b| b & 0xf0 == 0x50) && start.get(1..4) == Some(&ZSTD_SKIPPABLE[..]);
+        let zstd = start.starts_with(&ZSTD) || skippable;
         let input = BufReader::with_capacity(64 << 10, Cursor::new(start).chain(input));
         if gzip {
             return Ok(Self::Gzip(Box::new(MultiGzDecoder::new(input))));
         }
         if zstd {
-            let mut decoder = zstd::Decoder::with_buffer(input)?;
-            decoder.window_log_max(ZSTD_WINDOW_LOG)?;
+            let mut decoder = zstd::Decoder::with_buffer(input).map_err(LayerError::Input)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(LayerError::Input)?;
             return Ok(Self::Zstd(Box::new(decoder)));
         }
         Ok(Self::Plain(input))
@@ -82,7 +94,7 @@ mod tests {
 
     fn decode(bytes: &[u8]) -> io::Result<Vec<u8>> {
         let mut out = Vec::new();
-        Decoder::new(bytes)?.read_to_end(&mut out)?;
+        Decoder::new(bytes).map_err(io::Error::other)?.read_to_end(&mut out)?;
         Ok(out)
     }
 
@@ -99,6 +111,15 @@ mod tests {
             assert!(decoded == text || decoded == [&text[..], &text].concat());
         }
         assert_eq!(decode(b"").unwrap(), b"");
+    }
+
+    #[test]
+    fn other_compressions_are_told_by_their_names() {
+        for (bytes, name) in [(&b"\xfd7zXZ\0\0\x04"[..], "xz"), (b"BZh91AY&SY\x12", "bzip2")] {
+            assert!(decode(bytes).unwrap_err().to_string().contains(name));
+        }
+        // A name in an archive may begin like that.
+        assert_eq!(decode(b"BZh9").unwrap(), b"BZh9");
     }
 
     #[test]

@@ -1,14 +1,15 @@
 //! From archive entries to a tree, with file content handed on as it comes.
 
+use std::collections::HashMap;
 use std::io::Read;
 
 use super::LayerError;
-use super::name::{Meaning, components, meaning};
+use super::name::{Meaning, aside, components, meaning};
 use super::xattr::xattr;
 use crate::erofs::{BLOCK_SIZE, DataWriter};
 use crate::limits::Limits;
 use crate::tar::{Entry, EntryKind, Reader};
-use crate::tree::{Attributes, Directory, Id, Inode, Kind, ResolveError, Source, Tree};
+use crate::tree::{Attributes, Budget, Directory, Id, Inode, Kind, ResolveError, Source, Tree};
 
 /// Longest target of a symbolic link, as in Linux.
 const MAX_TARGET: usize = 4095;
@@ -16,7 +17,15 @@ const MAX_TARGET: usize = 4095;
 /// Reads a whole archive into a tree; content goes to `data`. What follows the archive's end is not read.
 pub(super) fn intake<R: Read>(input: R, data: &mut DataWriter, limits: &Limits) -> Result<Tree, LayerError> {
     let mut reader = Reader::new(input);
-    let mut intake = Intake { tree: Tree::default(), limits, entries: 0, metadata: 0 };
+    let mut intake = Intake {
+        tree: Tree::default(),
+        limits,
+        budget: Budget::new(limits.inodes),
+        entries: 0,
+        metadata: 0,
+        aside: HashMap::new(),
+        last: None,
+    };
     while let Some(entry) = reader.next()? {
         intake.entry(entry, &mut reader, data)?;
     }
@@ -26,8 +35,13 @@ pub(super) fn intake<R: Read>(input: R, data: &mut DataWriter, limits: &Limits) 
 struct Intake<'a> {
     tree: Tree,
     limits: &'a Limits,
+    budget: Budget,
     entries: usize,
     metadata: u64,
+    /// Files without a name in the tree, by the one that hard links have for them.
+    aside: HashMap<Vec<u8>, Id>,
+    /// The parent of the last entry, as that had it, and where it led: archives are in the order of directories.
+    last: Option<(Vec<u8>, Id)>,
 }
 
 impl Intake<'_> {
@@ -39,13 +53,17 @@ impl Intake<'_> {
     ) -> Result<(), LayerError> {
         let name = entry.name.clone();
         self.count(&entry)?;
-        // Some builders describe the root as `/`; that escapes nothing.
-        let path: &[u8] = if name == b"/" { b"." } else { &name };
-        let path = components(path).map_err(|reason| LayerError::refused(&name, reason))?;
+        let path = components(&name).map_err(|reason| LayerError::refused(&name, reason))?;
         match meaning(&path).map_err(|reason| LayerError::refused(&name, reason))? {
-            Meaning::Ignored => Ok(()),
-            Meaning::Root if entry.kind == EntryKind::Directory => self.directory(Id::ROOT, entry),
-            Meaning::Root => Err(LayerError::refused(&name, "the root is not a directory")),
+            // The root is the runtime's, not the image's: whoever packs a directory made for that packs its mode, too.
+            Meaning::Ignored | Meaning::Root => Ok(()),
+            Meaning::Aside { name: base } if entry.kind == EntryKind::File => {
+                let inode = self.inode(entry, reader, data)?;
+                let id = self.add(inode)?;
+                self.aside.insert(base.to_vec(), id);
+                Ok(())
+            }
+            Meaning::Aside { .. } => Ok(()),
             Meaning::Opaque { directory } => {
                 let id = self.parent(directory, &name)?;
                 if let Some(directory) = self.tree.directory_mut(id) {
@@ -76,7 +94,7 @@ impl Intake<'_> {
                     }
                     EntryKind::HardLink { target } => {
                         let id = self.link_target(&name, target)?;
-                        self.tree.link(parent, base.to_vec(), id);
+                        self.link(parent, base, id);
                         Ok(())
                     }
                     _ => {
@@ -91,6 +109,7 @@ impl Intake<'_> {
     /// Counts an entry against the limits before it is taken in.
     fn count(&mut self, entry: &Entry) -> Result<(), LayerError> {
         self.entries += 1;
+        self.budget.entry();
         if self.entries > self.limits.inodes {
             return Err(LayerError::Limit(format!("more than {} entries", self.limits.inodes)));
         }
@@ -108,11 +127,26 @@ impl Intake<'_> {
     }
 
     fn parent(&mut self, path: &[&[u8]], entry: &[u8]) -> Result<Id, LayerError> {
-        let limit = self.limits.inodes;
-        self.tree.make_directory(Id::ROOT, path, limit).map_err(|error| match error {
+        let joined = path.join(&b'/');
+        if let Some((_, id)) = self.last.as_ref().filter(|(last, _)| *last == joined) {
+            return Ok(*id);
+        }
+        let id = self.tree.make_directory(Id::ROOT, path, &mut self.budget).map_err(|error| match error {
             ResolveError::Full => self.full(),
-            ResolveError::NotADirectory | ResolveError::Loop => LayerError::refused(entry, error.to_string()),
-        })
+            ResolveError::NotADirectory | ResolveError::Loop | ResolveError::Steps => {
+                LayerError::refused(entry, error.to_string())
+            }
+        })?;
+        self.last = Some((joined, id));
+        Ok(id)
+    }
+
+    fn link(&mut self, parent: Id, name: &[u8], id: Id) {
+        if self.tree.lookup(parent, name).is_some() {
+            // What is replaced may have been on the way.
+            self.last = None;
+        }
+        self.tree.link(parent, name.to_vec(), id);
     }
 
     fn full(&self) -> LayerError {
@@ -120,12 +154,16 @@ impl Intake<'_> {
     }
 
     fn put(&mut self, parent: Id, name: &[u8], inode: Inode) -> Result<(), LayerError> {
+        let id = self.add(inode)?;
+        self.link(parent, name, id);
+        Ok(())
+    }
+
+    fn add(&mut self, inode: Inode) -> Result<Id, LayerError> {
         if self.tree.len() >= self.limits.inodes {
             return Err(self.full());
         }
-        let id = self.tree.add(inode).map_err(|_| self.full())?;
-        self.tree.link(parent, name.to_vec(), id);
-        Ok(())
+        self.tree.add(inode).map_err(|_| self.full())
     }
 
     /// The directory `name`; one that replaces a whiteout hides what was below.
@@ -163,7 +201,11 @@ impl Intake<'_> {
         if path.is_empty() {
             return Err(refused("the target is the root"));
         }
-        if let Some(id) = self.tree.find(&path) {
+        if let Some(name) = aside(&path) {
+            return self.aside.get(name).copied().ok_or_else(|| refused("AUFS's file is not in this layer"));
+        }
+        let found = self.tree.find(&path, &mut self.budget);
+        if let Some(id) = found.map_err(|error| refused(&error.to_string()))? {
             match self.tree.get(id).map(|inode| &inode.kind) {
                 Some(Kind::Directory(_)) => return Err(refused("the target is a directory")),
                 Some(Kind::Whiteout) | None => {}
@@ -171,11 +213,8 @@ impl Intake<'_> {
             }
         }
         // Not in this layer: a file of a layer below, known when they are merged.
-        if self.tree.len() >= self.limits.inodes {
-            return Err(self.full());
-        }
         let kind = Kind::LowerLink { target: path.iter().map(|part| part.to_vec()).collect() };
-        self.tree.add(Inode { attributes: Attributes::default(), kind }).map_err(|_| self.full())
+        self.add(Inode { attributes: Attributes::default(), kind })
     }
 
     fn inode<R: Read>(&self, entry: Entry, reader: &mut Reader<R>, data: &mut DataWriter) -> Result<Inode, LayerError> {

@@ -27,6 +27,9 @@ pub(crate) enum LayerError {
     /// An entry is intact, and refused.
     #[error("entry {entry:?}: {reason}")]
     Refused { entry: String, reason: String },
+    /// Compressed in a way that layers may not be, by its name.
+    #[error("it is compressed by {0}; layers may be compressed by gzip or zstd")]
+    Compression(&'static str),
     /// More than [`Limits`](crate::Limits) allows.
     #[error("{0}")]
     Limit(String),
@@ -49,6 +52,7 @@ impl LayerError {
         match self {
             Self::Corrupt(reason) => Error::corrupt(what, reason),
             Self::Refused { entry, reason } => Error::refused(format!("entry {entry:?} of {what}"), reason),
+            Self::Compression(_) => Error::refused(what, self.to_string()),
             Self::Limit(reason) => Error::limit(what, reason),
             Self::Input(error) => Error::corrupt(what, error.to_string()),
             Self::Store(error) => error,

@@ -11,23 +11,22 @@ const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Bookkeeping of AUFS, meaningless elsewhere.
 const AUFS: &[u8] = b".wh..wh.";
+/// Where AUFS keeps files that have several names, for hard links to mean.
+const AUFS_LINKS: &[u8] = b".wh..wh.plnk";
 
-/// The components of a relative path; none for the root itself.
+/// The components of a path, taken relative to the image's root; none for the root itself.
 ///
-/// `./a`, `a//b` and `a/` are what they are in a shell. Absolute paths and `..` are refused rather than bent into the
-/// tree: no honest layer has them, and what they would mean differs between unpackers.
+/// Builders write `a/b`, `./a/b` and `/a/b` for the same file. `..` takes the component before it back, as the text
+/// stands, and is nothing at the root: whatever a name says, it is one within the image.
 pub(super) fn components(path: &[u8]) -> Result<Vec<&[u8]>, &'static str> {
     if path.len() > MAX_PATH {
         return Err("the path is longer than 4095 bytes");
-    }
-    if path.starts_with(b"/") {
-        return Err("the path is absolute");
     }
     let mut components = Vec::new();
     for component in path.split(|&b| b == b'/') {
         match component {
             b"" | b"." => {}
-            b".." => return Err("the path holds `..`"),
+            b".." => _ = components.pop(),
             _ if component.contains(&0) => return Err("the path holds a NUL byte"),
             _ if component.len() > MAX_NAME => return Err("a part of the path is longer than 255 bytes"),
             _ => components.push(component),
@@ -47,8 +46,18 @@ pub(super) enum Meaning<'a> {
     Whiteout { parent: &'a [&'a [u8]], name: &'a [u8] },
     /// All of the directory is hidden.
     Opaque { directory: &'a [&'a [u8]] },
+    /// Not in the tree; a target of hard links.
+    Aside { name: &'a [u8] },
     /// Nothing.
     Ignored,
+}
+
+/// The name of a file that AUFS keeps for hard links, if `components` is one's.
+pub(super) fn aside<'a>(components: &[&'a [u8]]) -> Option<&'a [u8]> {
+    match components {
+        [AUFS_LINKS, name] => Some(name),
+        _ => None,
+    }
 }
 
 /// Tells whiteouts from entries.
@@ -56,6 +65,9 @@ pub(super) fn meaning<'a>(components: &'a [&'a [u8]]) -> Result<Meaning<'a>, &'s
     let Some((&name, parent)) = components.split_last() else { return Ok(Meaning::Root) };
     if name == OPAQUE {
         return Ok(Meaning::Opaque { directory: parent });
+    }
+    if let Some(name) = aside(components) {
+        return Ok(Meaning::Aside { name });
     }
     if components.iter().any(|component| component.starts_with(AUFS)) {
         return Ok(Meaning::Ignored);
@@ -74,20 +86,22 @@ mod tests {
 
     #[test]
     fn honest_spellings_are_one_path() {
-        for path in ["a/b", "./a/b", "a//b/", "././a/./b"] {
+        for path in
+            ["a/b", "./a/b", "a//b/", "././a/./b", "/a/b", "//a/b", "../a/b", "/../a/b", "x/../a/b", "a/x/y/../../b"]
+        {
             assert_eq!(components(path.as_bytes()), Ok(vec![&b"a"[..], b"b"]), "{path}");
         }
-        for root in ["", ".", "./"] {
+        for root in ["", ".", "./", "/", "..", "a/..", "/../.."] {
             assert_eq!(components(root.as_bytes()), Ok(vec![]));
         }
         assert_eq!(components(b"..a/b.."), Ok(vec![&b"..a"[..], b"b.."]));
     }
 
     #[test]
-    fn escapes_are_refused() {
+    fn what_linux_cannot_name_is_refused() {
         let long = "n".repeat(256);
         let deep = "n/".repeat(2048);
-        for path in ["/a", "//a", "..", "a/..", "a/../b", "../a", "./../a", "a\0b", &long, &deep] {
+        for path in ["a\0b", "a\0b/..", &long, &deep] {
             assert!(components(path.as_bytes()).is_err(), "{path}");
         }
     }
@@ -98,7 +112,9 @@ mod tests {
         assert!(of(&[b"d", b".wh.x"]).unwrap().starts_with("Whiteout"));
         assert!(of(&[b"d", b".wh..x"]).unwrap().starts_with("Whiteout"));
         assert!(of(&[b"d", b".wh..wh..opq"]).unwrap().starts_with("Opaque"));
-        assert_eq!(of(&[b".wh..wh.plnk", b"1"]), Ok("Ignored".to_owned()));
+        assert_eq!(of(&[b".wh..wh.aufs"]), Ok("Ignored".to_owned()));
+        assert_eq!(of(&[b".wh..wh.plnk"]), Ok("Ignored".to_owned()));
+        assert!(of(&[b".wh..wh.plnk", b"1"]).unwrap().starts_with("Aside"));
         assert_eq!(of(&[]), Ok("Root".to_owned()));
         for bad in [&b".wh."[..], b".wh..", b".wh..."] {
             assert!(meaning(&[bad]).is_err());

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use tar::{Builder, EntryType, Header};
@@ -10,7 +12,8 @@ use tar::{Builder, EntryType, Header};
 use super::*;
 use crate::digest::Digest;
 use crate::erofs::reader::{Found, read};
-use crate::erofs::write_rootfs;
+use crate::erofs::{DataWriter, write_rootfs};
+use crate::layer::intake::intake;
 use crate::limits::Limits;
 use crate::tree::Tree;
 
@@ -56,7 +59,7 @@ fn expect(compressed: &[u8], archive: &[u8]) -> Expected {
 fn built(compressed: &[u8], archive: &[u8], limits: &Limits) -> Result<(Vec<u8>, Tree), LayerError> {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("layer.erofs");
-    let built = build(compressed, &expect(compressed, archive), &path, limits)?;
+    let built = build(compressed, &expect(compressed, archive), &path, limits, &AtomicBool::new(false))?;
     let image = std::fs::read(&path).unwrap();
     assert_eq!(image.len() as u64, u64::from(built.blocks) * 4096);
     Ok((image, built.tree))
@@ -122,7 +125,7 @@ fn every_type_of_file_is_there() {
     assert!(found == merged(vec![(image, tree)]), "alone and merged differ");
 
     let of = |path: &str| &found[path.as_bytes()];
-    assert_eq!((of("").mode, of("").links, of("").uid), (0o040_640, 3, 1000));
+    assert_eq!((of("").mode, of("").links, of("").uid), (0o040_755, 3, 0), "the root is not the archive's");
     assert_eq!((of("dir").mode, of("dir").uid, of("dir").links), (0o040_755, 0, 3), "implied");
     assert_eq!(of("dir/empty").content, b"");
     assert_eq!((of("hard").mode, of("hard").links, of("hard").nid), (0o106_755, 2, of("dir/sub/file").nid));
@@ -195,21 +198,65 @@ fn layers_hide_what_is_below() {
     assert!(found[&b"opt"[..]].xattrs.is_empty());
 }
 
+/// ko, Nix and buildpacks write absolute names, kaniko absolute targets of hard links.
 #[test]
-fn escapes_are_refused_by_name() {
+fn names_are_relative_to_the_images_root() {
+    let mut archive = Builder::new(Vec::new());
+    raw(&mut archive, EntryType::Directory, "/var", "", b"");
+    raw(&mut archive, EntryType::Regular, "/var/run/ko/kodata", "", b"ko");
+    raw(&mut archive, EntryType::Regular, "//ko-app/app", "", b"app");
+    raw(&mut archive, EntryType::Regular, "../../etc/passwd", "", b"passwd");
+    raw(&mut archive, EntryType::Regular, "a/b/../../../c/./d", "", b"d");
+    raw(&mut archive, EntryType::Link, "/hard", "/ko-app/app", b"");
+    raw(&mut archive, EntryType::Link, "up", "x/../../etc/./passwd", b"");
+    raw(&mut archive, EntryType::Link, "lower", "/../usr/bin/perl", b"");
+    raw(&mut archive, EntryType::Regular, "/opt/.wh.x", "", b"");
+    raw(&mut archive, EntryType::Regular, ".", "", b"");
+    raw(&mut archive, EntryType::Symlink, "..", "x", b"");
+    let mut below = Builder::new(Vec::new());
+    file(&mut below, "usr/bin/perl", b"perl");
+    file(&mut below, "opt/x", b"");
+    let found = merged(vec![layer(below), layer(archive)]);
+    let names: Vec<&str> = found.keys().map(|path| std::str::from_utf8(path).unwrap()).collect();
+    let expected = [
+        "",
+        "c",
+        "c/d",
+        "etc",
+        "etc/passwd",
+        "hard",
+        "ko-app",
+        "ko-app/app",
+        "lower",
+        "opt",
+        "up",
+        "usr",
+        "usr/bin",
+        "usr/bin/perl",
+        "var",
+        "var/run",
+        "var/run/ko",
+        "var/run/ko/kodata",
+    ];
+    assert_eq!(names, expected);
+    for (link, file) in [("hard", "ko-app/app"), ("up", "etc/passwd"), ("lower", "usr/bin/perl")] {
+        let (link, file) = (&found[link.as_bytes()], &found[file.as_bytes()]);
+        assert_eq!((link.nid, link.links), (file.nid, 2));
+    }
+    assert_eq!(found[&b"c/d"[..]].content, b"d");
+}
+
+#[test]
+fn what_has_no_place_in_the_tree_is_refused_by_name() {
     for (kind, name, link) in [
-        (EntryType::Regular, "/etc/passwd", ""),
-        (EntryType::Regular, "../x", ""),
-        (EntryType::Directory, "a/../../b", ""),
-        (EntryType::Symlink, "..", "x"),
-        (EntryType::Link, "hard", "/etc/shadow"),
-        (EntryType::Link, "hard", "../../etc/shadow"),
         (EntryType::Link, "hard", "."),
+        (EntryType::Link, "hard", "/a/../.."),
+        (EntryType::Link, "hard", "directory"),
+        (EntryType::Link, "hard", ".wh..wh.plnk/missing"),
         (EntryType::Regular, "d/.wh...", ""),
-        (EntryType::Regular, ".", ""),
     ] {
         let mut archive = Builder::new(Vec::new());
-        file(&mut archive, "fine", b"x");
+        file(&mut archive, "directory/fine", b"x");
         raw(&mut archive, kind, name, link, b"");
         let error = refused(archive);
         assert!(matches!(&error, LayerError::Refused { entry, .. } if entry == name), "{name} {link}: {error}");
@@ -218,6 +265,21 @@ fn escapes_are_refused_by_name() {
     file(&mut archive, "file", b"x");
     file(&mut archive, "file/below", b"x");
     assert!(matches!(refused(archive), LayerError::Refused { .. }));
+}
+
+/// Layers of Docker's first storage driver have the content of a file with several names only there.
+#[test]
+fn files_that_aufs_set_aside_are_what_links_mean() {
+    let mut archive = Builder::new(Vec::new());
+    raw(&mut archive, EntryType::Directory, ".wh..wh.plnk", "", b"");
+    raw(&mut archive, EntryType::Regular, ".wh..wh.plnk/101.202", "", b"content");
+    raw(&mut archive, EntryType::Regular, ".wh..wh.plnk/303.404", "", b"of nobody");
+    raw(&mut archive, EntryType::Link, "a", ".wh..wh.plnk/101.202", b"");
+    raw(&mut archive, EntryType::Link, "b", "./.wh..wh.plnk/101.202", b"");
+    let found = read(&layer(archive).0);
+    let names: Vec<&[u8]> = found.keys().map(Vec::as_slice).collect();
+    assert_eq!(names, [&b""[..], b"a", b"b"]);
+    assert_eq!((found[&b"a"[..]].nid, &found[&b"a"[..]].content[..]), (found[&b"b"[..]].nid, &b"content"[..]));
 }
 
 #[test]
@@ -230,11 +292,28 @@ fn symlinks_lead_nowhere_else() {
     assert!(found.contains_key(&b"tmp/pwned"[..]));
 }
 
+/// `tar -C "$(mktemp -d)" .` packs a root that only its owner can enter.
 #[test]
-fn the_root_may_be_called_a_slash() {
+fn the_root_is_as_every_user_needs_it() {
+    for name in ["./", "/", "."] {
+        let mut archive = Builder::new(Vec::new());
+        raw(&mut archive, EntryType::Directory, name, "", b"");
+        let found = &read(&layer(archive).0)[&b""[..]];
+        assert_eq!((found.mode, found.uid), (0o040_755, 0), "{name}");
+    }
+}
+
+#[test]
+fn what_led_to_a_directory_may_be_replaced() {
     let mut archive = Builder::new(Vec::new());
-    raw(&mut archive, EntryType::Directory, "/", "", b"");
-    assert_eq!(read(&layer(archive).0)[&b""[..]].uid, 1000);
+    file(&mut archive, "a/x", b"");
+    file(&mut archive, "b/x", b"");
+    raw(&mut archive, EntryType::Symlink, "l", "a", b"");
+    raw(&mut archive, EntryType::Regular, "l/first", "", b"");
+    raw(&mut archive, EntryType::Symlink, "l", "b", b"");
+    raw(&mut archive, EntryType::Regular, "l/second", "", b"");
+    let found = read(&layer(archive).0);
+    assert!(found.contains_key(&b"a/first"[..]) && found.contains_key(&b"b/second"[..]), "{:?}", found.keys());
 }
 
 #[test]
@@ -285,6 +364,68 @@ fn bombs_end_at_the_limit() {
     assert!(matches!(built(&bomb, b"", &limits), Err(LayerError::Limit(_))));
 }
 
+/// Preallocated disks and database files are long runs of zeros: holes, whatever their length.
+#[test]
+fn zeros_are_holes_and_count_for_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let attempt = |byte: u8| {
+        let mut archive = Builder::new(Vec::new());
+        file(&mut archive, "disk", &vec![byte; 8 << 20]);
+        let archive = archive.into_inner().unwrap();
+        let path = directory.path().join(byte.to_string());
+        let mut data = DataWriter::new(std::fs::File::create(&path).unwrap(), &path, 1 << 20);
+        let taken = intake(&archive[..], &mut data, &Limits::default()).map(|_| ());
+        (taken, std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(&path).unwrap()) * 512)
+    };
+    let (taken, allocated) = attempt(0);
+    taken.unwrap();
+    assert!(allocated < 1 << 16, "{allocated}");
+    let (taken, allocated) = attempt(7);
+    assert!(matches!(taken, Err(LayerError::Limit(_))));
+    assert!(allocated <= 1 << 20, "{allocated}");
+}
+
+/// Links that lead through links cost time which the layer's bytes do not show.
+#[test]
+fn links_may_not_lead_through_everything() {
+    let mut archive = Builder::new(Vec::new());
+    archive.append_data(&mut header(EntryType::Directory, 0), "l39", io::empty()).unwrap();
+    for index in (0..39).rev() {
+        let target = format!("{}l{}", "./".repeat(2000), index + 1);
+        archive.append_pax_extensions([("linkpath", target.as_bytes())]).unwrap();
+        raw(&mut archive, EntryType::Symlink, &format!("l{index}"), "", b"");
+    }
+    for index in 0..2000 {
+        // By turns, so that none is where the last one was.
+        file(&mut archive, &format!("l{}/f{index}", index % 2), b"");
+    }
+    let started = Instant::now();
+    let error = refused(archive);
+    assert!(error.to_string().contains("links lead through"), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(20));
+}
+
+/// Whoever gave up has it end, not only its download.
+#[test]
+fn a_build_ends_when_it_is_given_up() {
+    let given_up = AtomicBool::new(false);
+    let mut start = header(EntryType::Regular, 30 << 30);
+    start.set_path("endless").unwrap();
+    start.set_cksum();
+    let start = *start.as_bytes();
+    let stream = io::Read::chain(&start[..], io::repeat(0));
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("layer.erofs");
+    let expected = Expected { size: 30 << 30, ..expect(b"", b"") };
+    let error = std::thread::scope(|scope| {
+        let building = scope.spawn(|| build(stream, &expected, &path, &Limits::default(), &given_up).map(|_| ()));
+        std::thread::sleep(Duration::from_millis(200));
+        given_up.store(true, Ordering::Relaxed);
+        building.join().unwrap().unwrap_err()
+    });
+    assert!(matches!(&error, LayerError::Input(_)), "{error}");
+}
+
 #[test]
 fn wrong_and_damaged_bytes_are_told_apart() {
     let mut archive = Builder::new(Vec::new());
@@ -296,7 +437,7 @@ fn wrong_and_damaged_bytes_are_told_apart() {
     let mut attempt = |bytes: &[u8], expected: Expected| {
         count += 1;
         let path = directory.path().join(count.to_string());
-        build(bytes, &expected, &path, &Limits::default()).map(|_| ()).unwrap_err().to_string()
+        build(bytes, &expected, &path, &Limits::default(), &AtomicBool::new(false)).map(|_| ()).unwrap_err().to_string()
     };
     let good = expect(&compressed, &archive);
     let mut damaged = compressed.clone();

@@ -10,6 +10,7 @@ use super::{
 use crate::digest::Digest;
 use crate::erofs::BLOCK_SIZE;
 use crate::error::{Error, Result};
+use crate::manifest::ImageConfig;
 
 /// What this version makes in a layer's and in an image's directory.
 const FILES: [&str; 6] = [LAYER_IMAGE, LAYER_TREE, LAYER_RECORD, ROOTFS, IMAGE_RECORD, IMAGE_CONFIG];
@@ -53,7 +54,7 @@ pub(super) fn image(directory: &Path, id: &Digest, layer: impl Fn(&Digest) -> Lo
         return incomplete("its configuration is missing, or has another digest");
     };
     let config_bytes = config.len() as u64;
-    let Ok(config) = serde_json::from_slice(&config) else { return incomplete("its configuration is no such thing") };
+    let Ok(config) = ImageConfig::parse(&config) else { return incomplete("its configuration is no such thing") };
     if !has_blocks(&directory.join(ROOTFS), record.blocks)? {
         return incomplete("its root file system is missing or cut");
     }

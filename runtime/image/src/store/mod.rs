@@ -37,7 +37,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime};
 
-use oci_spec::image::ImageConfiguration;
 use tempfile::TempDir;
 
 pub use files::Usage;
@@ -48,6 +47,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::layer::BuiltLayer;
+use crate::manifest::ImageConfig;
 use crate::reference::Reference;
 use crate::tree::Tree;
 
@@ -87,7 +87,7 @@ struct State {
 #[derive(Debug)]
 struct Stored {
     record: ImageRecord,
-    config: ImageConfiguration,
+    config: ImageConfig,
     size: u64,
     directory: PathBuf,
     /// The files of its disk.

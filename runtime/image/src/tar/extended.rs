@@ -26,13 +26,12 @@ pub(super) struct Overrides {
 /// The `GNU.sparse.*` records.
 #[derive(Default)]
 pub(super) struct PaxSparse {
-    /// Version 1.0: the map stands before the content.
-    pub(super) map_in_content: bool,
     pub(super) name: Option<Vec<u8>>,
     pub(super) real_size: Option<u64>,
     pub(super) map: Option<Vec<Extent>>,
     pending_offset: Option<u64>,
     major: Option<u64>,
+    minor: Option<u64>,
 }
 
 impl Overrides {
@@ -78,7 +77,7 @@ impl PaxSparse {
             b"name" => self.name = text(value)?,
             b"size" | b"realsize" => self.real_size = Some(number()?),
             b"major" => self.major = Some(number()?),
-            b"minor" => self.map_in_content = self.major == Some(1) && number()? == 0,
+            b"minor" => self.minor = Some(number()?),
             b"map" => {
                 let mut numbers = value.split(|&b| b == b',');
                 let mut map = Vec::new();
@@ -99,9 +98,14 @@ impl PaxSparse {
         Ok(())
     }
 
+    /// Version 1.0: the map stands before the content.
+    pub(super) fn map_in_content(&self) -> bool {
+        (self.major, self.minor) == (Some(1), Some(0))
+    }
+
     /// Whether the entry is sparse in one of the pax ways.
     pub(super) fn is_used(&self) -> bool {
-        self.map_in_content || self.map.is_some()
+        self.map_in_content() || self.map.is_some()
     }
 }
 
@@ -176,9 +180,13 @@ fn time(value: &[u8]) -> Option<(i64, u32)> {
     }
 }
 
-/// An octal or base-256 number that must fit `u32`.
-pub(super) fn small(field: Option<i128>) -> Option<u32> {
-    field.and_then(|value| u32::try_from(value).ok())
+/// An owner in a header. Some systems' nobody is negative: Linux has the same 32 bits for it. -1 is nobody's id, and means
+/// what an unpacker's own files have.
+pub(super) fn header_owner(field: Option<i128>) -> Option<u32> {
+    match field? {
+        -1 => Some(0),
+        value => u32::try_from(value).ok().or_else(|| i32::try_from(value).ok().map(i32::cast_unsigned)),
+    }
 }
 
 /// A number of a GNU sparse map in a header.
@@ -218,6 +226,31 @@ mod tests {
         assert_eq!(overrides.xattrs, [(b"user.a".to_vec(), b"3".to_vec())]);
         overrides.apply(&pax("path", b"")).unwrap();
         assert_eq!(overrides.name, None);
+    }
+
+    #[test]
+    fn owners_have_32_bits_of_either_sign() {
+        for (field, owner) in [
+            (Some(7), Some(7)),
+            (Some(4_294_967_295), Some(u32::MAX)),
+            (Some(-2), Some(4_294_967_294)),
+            (Some(-1), Some(0)),
+            (Some(1 << 32), None),
+            (Some(-(1 << 31) - 1), None),
+            (None, None),
+        ] {
+            assert_eq!(header_owner(field), owner, "{field:?}");
+        }
+    }
+
+    #[test]
+    fn the_version_of_a_sparse_file_has_no_order() {
+        let parts = [pax("GNU.sparse.major", b"1"), pax("GNU.sparse.minor", b"0")];
+        for order in [[0, 1], [1, 0]] {
+            let mut overrides = Overrides::default();
+            overrides.apply(&order.map(|part: usize| parts[part].clone()).concat()).unwrap();
+            assert!(overrides.sparse.map_in_content());
+        }
     }
 
     #[test]

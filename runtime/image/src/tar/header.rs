@@ -95,9 +95,9 @@ impl Header {
         self.number(136, 12)
     }
 
-    /// Major and minor of a device; absent in V7 headers.
+    /// Major and minor of a device, which V7 headers do not have. None when they are no numbers.
     pub(super) fn device(&self) -> Option<(i128, i128)> {
-        if self.dialect() == Dialect::V7 { None } else { Some((self.number(329, 8)?, self.number(337, 8)?)) }
+        if self.dialect() == Dialect::V7 { Some((0, 0)) } else { Some((self.number(329, 8)?, self.number(337, 8)?)) }
     }
 }
 
@@ -119,7 +119,9 @@ pub(super) fn number(field: &[u8]) -> Option<i128> {
         }
         return Some(value);
     }
-    let text = field.split(|&b| b == 0).next().unwrap_or_default().trim_ascii();
+    // Padded on either side, as Go reads it.
+    let begin = field.iter().position(|b| !matches!(b, 0 | b' ')).unwrap_or(field.len());
+    let text = field.get(begin..).and_then(|rest| rest.split(|&b| b == 0).next()).unwrap_or_default().trim_ascii();
     let mut value = 0i128;
     for &digit in text {
         if !(b'0'..=b'7').contains(&digit) {
@@ -143,6 +145,7 @@ mod tests {
             (&b"0000644\0"[..], Some(0o644)),
             (b"    644 ", Some(0o644)),
             (b"644\0\0\0\0x", Some(0o644)),
+            (b"\0\0 0001750", Some(0o1750)),
             (b"\0\0\0\0", Some(0)),
             (b"        ", Some(0)),
             (b"77777777777", Some(0o77_777_777_777)),

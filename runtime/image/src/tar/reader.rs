@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 
-use super::extended::{MAX_EXTENDED, Overrides, small};
+use super::extended::{MAX_EXTENDED, Overrides, header_owner};
 use super::header::{Dialect, Header};
 use super::sparse::{self, TextMap};
 use super::{BLOCK, Entry, EntryKind, Extent, TarError};
@@ -96,8 +96,8 @@ impl<R: Read> Reader<R> {
         }
         let link = overrides.link.unwrap_or_else(|| header.link().to_vec());
         let bad_owner = "an owner is not a number of 32 bits";
-        let uid = overrides.uid.or(small(header.uid())).ok_or_else(|| self.malformed(bad_owner))?;
-        let gid = overrides.gid.or(small(header.gid())).ok_or_else(|| self.malformed(bad_owner))?;
+        let uid = overrides.uid.or(header_owner(header.uid())).ok_or_else(|| self.malformed(bad_owner))?;
+        let gid = overrides.gid.or(header_owner(header.gid())).ok_or_else(|| self.malformed(bad_owner))?;
         let mode = header.mode().ok_or_else(|| self.malformed("a mode is not a number"))?;
         let mtime = match overrides.mtime {
             Some(mtime) => mtime,
@@ -107,7 +107,7 @@ impl<R: Read> Reader<R> {
             },
         };
         let device = || -> Option<(u32, u32)> {
-            let (major, minor) = header.device().unwrap_or((0, 0));
+            let (major, minor) = header.device()?;
             Some((u32::try_from(major).ok()?, u32::try_from(minor).ok()?))
         };
         let bad_device = "a device number is not a number of 32 bits";
@@ -142,8 +142,9 @@ impl<R: Read> Reader<R> {
             EntryKind::File if overrides.sparse.is_used() => {
                 size = overrides.sparse.real_size.ok_or_else(|| self.malformed("a sparse file has no real size"))?;
                 self.begin_content(stored);
+                let in_content = overrides.sparse.map_in_content();
                 extents = match overrides.sparse.map {
-                    Some(map) if !overrides.sparse.map_in_content => map,
+                    Some(map) if !in_content => map,
                     _ => self.text_map()?,
                 };
             }
@@ -171,9 +172,13 @@ impl<R: Read> Reader<R> {
             self.ended = true;
             return Ok(None);
         };
-        if block.iter().all(|&b| b == 0) {
+        if block == [0; BLOCK] {
             self.ended = true;
-            return Ok(None);
+            // One alone is damage: what follows must not go unnoticed.
+            return match self.block()? {
+                Some(second) if second != [0; BLOCK] => Err(self.malformed("an entry follows a block of zeros")),
+                _ => Ok(None),
+            };
         }
         Header::parse(block).map(Some).map_err(|reason| self.malformed(reason))
     }
@@ -203,8 +208,22 @@ impl<R: Read> Reader<R> {
     fn skip_content(&mut self) -> Result<(), TarError> {
         let mut sink = [0; 16 * BLOCK];
         while self.read_content(&mut sink)? > 0 {}
-        self.remaining = std::mem::take(&mut self.padding);
-        while self.read_content(&mut sink)? > 0 {}
+        let mut padding = std::mem::take(&mut self.padding);
+        while let Some(rest) = sink.get_mut(..usize::try_from(padding).unwrap_or(0)).filter(|rest| !rest.is_empty()) {
+            match self.input.read(rest) {
+                // Some archivers do not pad the last entry; nothing of it is missing.
+                Ok(0) => {
+                    self.ended = true;
+                    break;
+                }
+                Ok(count) => {
+                    padding -= count as u64;
+                    self.offset = self.offset.saturating_add(count as u64);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(TarError::Read(error)),
+            }
+        }
         Ok(())
     }
 
@@ -366,11 +385,43 @@ mod tests {
         let mut builder = tar::Builder::new(Vec::new());
         builder.append_data(&mut header(tar::EntryType::Regular, 1000), "a", &[1; 1000][..]).unwrap();
         let archive = builder.into_inner().unwrap();
-        for length in [1, 511, 513, 1000, 1535] {
+        for length in [1, 511, 513, 1000, 1511] {
             let mut reader = Reader::new(&archive[..length]);
             let result = reader.next().and_then(|_| reader.next());
             assert!(matches!(result, Err(TarError::Malformed { .. })), "{length}: {result:?}");
         }
+    }
+
+    #[test]
+    fn an_archive_may_end_in_the_padding_of_its_last_entry() {
+        let mut builder = tar::Builder::new(Vec::new());
+        builder.append_data(&mut header(tar::EntryType::Regular, 1000), "a", &[1; 1000][..]).unwrap();
+        let archive = builder.into_inner().unwrap();
+        for length in [1512, 1535, 1536, 2048, 2560] {
+            let mut reader = Reader::new(&archive[..length]);
+            assert!(reader.next().unwrap().is_some());
+            assert!(reader.next().unwrap().is_none(), "{length}");
+        }
+    }
+
+    #[test]
+    fn a_block_of_zeros_among_entries_is_damage() {
+        let mut builder = tar::Builder::new(Vec::new());
+        builder.append_data(&mut header(tar::EntryType::Regular, 0), "a", io::empty()).unwrap();
+        let archive = builder.into_inner().unwrap();
+        let damaged = [&archive[..BLOCK], &[0; BLOCK], &archive[..BLOCK], &[0; 2 * BLOCK]].concat();
+        let mut reader = Reader::new(&damaged[..]);
+        reader.next().unwrap();
+        assert!(matches!(reader.next(), Err(TarError::Malformed { .. })));
+    }
+
+    #[test]
+    fn a_device_without_a_number_is_damage() {
+        let mut device = header(tar::EntryType::Char, 0);
+        device.set_path("null").unwrap();
+        device.as_mut_bytes()[329..337].copy_from_slice(b"garbage\0");
+        device.set_cksum();
+        assert!(matches!(Reader::new(&device.as_bytes()[..]).next(), Err(TarError::Malformed { .. })));
     }
 
     #[test]

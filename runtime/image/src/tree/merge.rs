@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use super::resolve::ResolveError;
+use super::resolve::{Budget, ResolveError};
 use super::{Directory, Id, Inode, Kind, Tree};
 
 /// A layer does not fit onto the ones below it.
@@ -16,12 +16,16 @@ pub(crate) enum MergeError {
     DirectoryTarget { target: Vec<u8> },
     #[error("more files than an image may have")]
     Full,
+    #[error(transparent)]
+    Steps(ResolveError),
 }
 
 impl Tree {
     /// Lays `upper`, whose files lie in layer `layer`, over this tree of at most `limit` inodes.
     pub(crate) fn merge(&mut self, mut upper: Tree, layer: u16, limit: usize) -> Result<(), MergeError> {
-        let mut placed = self.lower_links(&upper)?;
+        let mut budget = Budget::new(limit);
+        budget.entries(upper.len());
+        let mut placed = self.lower_links(&upper, &mut budget)?;
         self.merge_attributes(Id::ROOT, &mut upper, Id::ROOT);
         let mut pending = vec![(Id::ROOT, Id::ROOT)];
         while let Some((here, upper_directory)) = pending.pop() {
@@ -43,7 +47,7 @@ impl Tree {
                     }
                     Some(Kind::Directory(directory)) => {
                         let implied = directory.implied && !directory.opaque;
-                        let directory = self.place_directory(here, name, implied, limit)?;
+                        let directory = self.place_directory(here, name, implied, &mut budget)?;
                         self.merge_attributes(directory, &mut upper, upper_id);
                         pending.push((directory, upper_id));
                     }
@@ -63,12 +67,13 @@ impl Tree {
     }
 
     /// Finds what the links of `upper` into lower layers mean, before anything of `upper` hides it.
-    fn lower_links(&self, upper: &Tree) -> Result<HashMap<Id, Id>, MergeError> {
+    fn lower_links(&self, upper: &Tree, budget: &mut Budget) -> Result<HashMap<Id, Id>, MergeError> {
         let mut found = HashMap::new();
         for (index, inode) in (0u32..).zip(&upper.inodes) {
             let Kind::LowerLink { target } = &inode.kind else { continue };
             let path: Vec<&[u8]> = target.iter().map(Vec::as_slice).collect();
-            let id = self.find(&path).ok_or_else(|| MergeError::MissingTarget { target: path.join(&b'/') })?;
+            let id = self.find(&path, budget).map_err(MergeError::Steps)?;
+            let id = id.ok_or_else(|| MergeError::MissingTarget { target: path.join(&b'/') })?;
             if self.directory(id).is_some() {
                 return Err(MergeError::DirectoryTarget { target: path.join(&b'/') });
             }
@@ -78,16 +83,23 @@ impl Tree {
     }
 
     /// The directory that `name` in `here` is to be, made if need be.
-    fn place_directory(&mut self, here: Id, name: Vec<u8>, implied: bool, limit: usize) -> Result<Id, MergeError> {
+    fn place_directory(
+        &mut self,
+        here: Id,
+        name: Vec<u8>,
+        implied: bool,
+        budget: &mut Budget,
+    ) -> Result<Id, MergeError> {
         let existing = self.lookup(here, &name);
         let is_symlink = existing
             .and_then(|existing| self.get(existing))
             .is_some_and(|inode| matches!(inode.kind, Kind::Symlink { .. }));
         // A layer without an entry for `lib` that brings `lib/x` means whatever `lib` is below.
         if implied && is_symlink {
-            match self.make_directory(here, &[&name], limit) {
+            match self.make_directory(here, &[&name], budget) {
                 Ok(directory) => return Ok(directory),
                 Err(ResolveError::Full) => return Err(MergeError::Full),
+                Err(error @ ResolveError::Steps) => return Err(MergeError::Steps(error)),
                 Err(ResolveError::NotADirectory | ResolveError::Loop) => {}
             }
         }
@@ -148,7 +160,7 @@ mod tests {
             };
             let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
             let parent: Vec<&[u8]> = parent.split('/').map(str::as_bytes).collect();
-            let parent = tree.make_directory(Id::ROOT, &parent, LIMIT).unwrap();
+            let parent = tree.make_directory(Id::ROOT, &parent, &mut Budget::new(LIMIT)).unwrap();
             let attributes = Attributes { uid: u32::try_from(size).unwrap(), ..Attributes::default() };
             let id = tree.add(Inode { attributes, kind }).unwrap();
             tree.link(parent, name.into(), id);

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use merge::MergeError;
-pub(crate) use resolve::ResolveError;
+pub(crate) use resolve::{Budget, ResolveError};
 pub(crate) use walk::Walk;
 
 /// Index of an inode in its tree.
