@@ -31,10 +31,10 @@ const SAMPLES: usize = 3;
 /// Calls that hang in the other pod, of each kind.
 const HANGING: usize = 4;
 /// Images that are pulled meanwhile.
-const PULLS: usize = 4;
+const PULLS: usize = 2;
 /// What the registry sends at a time, and how often.
 const DRIP: [u8; 16] = [0; 16];
-const PAUSE: Duration = Duration::from_millis(50);
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// Costs beside the troubled pod and beside the idle one.
 #[derive(Default)]
@@ -122,6 +122,7 @@ impl Neighbour {
     /// Brings it into trouble, and has calls wait in it.
     async fn trouble(&self, client: &Client) -> Result<Trouble> {
         let hung = Hung::mount()?;
+        let at_rest = hung.asked()?;
         kill_process(self.vmm, Signal::STOP)?;
         let (mut calls, answered) = (JoinSet::new(), Arc::new(AtomicU32::new(0)));
         for number in 0..HANGING {
@@ -153,7 +154,7 @@ impl Neighbour {
         }
         // Until all of them hang where they are to.
         let deadline = Instant::now() + limit(10);
-        while hung.asked()? < 2 {
+        while hung.asked()? <= at_rest {
             if Instant::now() > deadline {
                 bail!("nobody asks the file system that does not answer");
             }
@@ -177,6 +178,9 @@ impl Neighbour {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
+        // What was to be created is created and removed again, in turn: this comes after all of that.
+        let container = client.create(&self.pod, "busybox", &["sleep", "100000"]).await?;
+        client.remove(&container).await?;
         Ok(())
     }
 }
@@ -226,7 +230,7 @@ impl Hung {
         self.directory.path().join(number.to_string())
     }
 
-    /// How many requests wait for an answer; one does from the start, the kernel's own.
+    /// How many requests wait for an answer, the kernel's own included.
     fn asked(&self) -> Result<u32> {
         let connections = Path::new("/sys/fs/fuse/connections");
         if std::fs::read_dir(connections).map_or(0, Iterator::count) == 0 {
