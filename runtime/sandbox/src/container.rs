@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::clock;
+use crate::failpoint::step;
 use crate::live::Live;
 use crate::log::{Location, LogFile};
 use crate::model::{ContainerState, ContainerStatus, ExitInfo, ExitReason};
@@ -264,8 +265,13 @@ impl Container {
         self.require(ContainerState::Running, "reopen its log")?;
         match self.attach_log()? {
             Some(log) => log.reopen(|place| {
+                step!("reopen.opened");
+                let before = self.record.get().log;
                 self.change(|record| record.log = Some(place));
-                self.record.save()
+                // The log stays where it is then, and a record that is written later has to say so.
+                self.record.save().inspect_err(|_| self.change(|record| record.log = before))?;
+                step!("reopen.recorded");
+                Ok(())
             }),
             None => Ok(()),
         }
@@ -295,5 +301,43 @@ fn gone(end: &End) -> ExitInfo {
         reason: if end.out_of_memory { ExitReason::OomKilled } else { ExitReason::SandboxDied },
         message: format!("the guest of the pod ended: {end}"),
         finished_at: clock::now(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use nacelle_proto::stdio::Stream;
+
+    use super::*;
+    use crate::record::sketch_container;
+
+    #[test]
+    fn a_rotation_that_no_record_tells_of_has_not_happened() {
+        let directory = tempfile::tempdir().unwrap();
+        let (records, away) = (directory.path().join("records"), directory.path().join("away"));
+        fs::create_dir(&records).unwrap();
+        let path = records.join("container.json");
+        let (log, rotated) = (directory.path().join("0.log"), directory.path().join("0.log.1"));
+        let mut record = sketch_container(&path, &"a".repeat(64), &"b".repeat(64));
+        record.state = ContainerState::Running;
+        record.log_path = log.to_string_lossy().into_owned();
+        record.config.log_path = "0.log".into();
+        let container = Container::create(path.clone(), record);
+        let file = container.attach_log().unwrap().unwrap();
+        file.append(Stream::Stdout, 4, b"t stdout F one\n").unwrap();
+
+        // As a kubelet rotates a log, and takes that back when it fails.
+        fs::rename(&log, &rotated).unwrap();
+        fs::rename(&records, &away).unwrap();
+        container.reopen_log().unwrap_err();
+        fs::rename(&away, &records).unwrap();
+        fs::rename(&rotated, &log).unwrap();
+        file.append(Stream::Stdout, 4, b"t stdout F two\n").unwrap();
+        container.record.save().unwrap();
+
+        let next = Container::restore(path, container.record()).open_log().unwrap().unwrap();
+        assert_eq!(next.offset(Stream::Stdout), 8, "the next daemon repeats nothing");
     }
 }
