@@ -19,7 +19,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 
 use crate::check;
 use crate::config::Config;
-use crate::{directories, health, logging, notify};
+use crate::{directories, gate, health, logging, notify};
 
 /// Largest message accepted, in bytes.
 const MESSAGE_LIMIT: usize = 16 << 20;
@@ -74,19 +74,26 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let handlers = config.handlers.iter().map(|name| Handler { name: name.clone() }).collect();
     let version = env!("CARGO_PKG_VERSION").to_owned();
     tokio::spawn(streaming.serve(Arc::new(Pods::new(manager.clone()))));
-    let (events, manager_to_recover) = (manager.clone(), manager.clone());
+    let (events, recovering) = (manager.clone(), manager.clone());
     let images = Images::new(store.clone(), manager.clone(), &config.images.pinned);
     let runtime = Runtime::new(manager, store, handlers, version.clone(), health(&config), door)
         .with_unset_seccomp(config.unset_seccomp.into())
         .with_timeout_scale(config.timeout_scale);
     tracing::info!(socket = %config.socket.display(), version, "ready");
+    let (key, gate) = gate::closed();
     let server = tonic::transport::Server::builder()
+        .layer(gate)
         .add_service(RuntimeServiceServer::new(runtime).max_decoding_message_size(MESSAGE_LIMIT))
         .add_service(ImageServiceServer::new(images).max_decoding_message_size(MESSAGE_LIMIT));
     notify::ready();
     // Only now: what takes long, or does not work, keeps nobody from asking.
-    let recovering = manager_to_recover;
+    let (give_up, gave_up) = tokio::sync::oneshot::channel();
     tokio::spawn(async move {
+        if let Err(error) = recovering.read_records().await {
+            let _ = give_up.send(error);
+            return;
+        }
+        key.turn();
         recovering.prepare_template();
         recovering.recover().await;
         recovering.collect_network_garbage();
@@ -106,6 +113,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let serve = server.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop);
     tokio::select! {
         result = serve => result.context("serve the CRI")?,
+        Ok(error) = gave_up => return Err(error.into()),
         () = async { let _ = begun.await; tokio::time::sleep(FAREWELL).await } => {
             tracing::warn!("calls under way did not end within {FAREWELL:?}");
         }

@@ -4,6 +4,7 @@ mod check;
 mod config;
 mod daemon;
 mod directories;
+mod gate;
 mod health;
 mod logging;
 mod notify;

@@ -93,6 +93,9 @@ async fn sweep(config: &Config, base: &Path) {
         let Ok(program) = program() else { return };
         // Fails while its owner lives: the directory is locked.
         let Ok(manager) = Manager::open(own.manager(program)).await else { continue };
+        if manager.read_records().await.is_err() {
+            continue;
+        }
         manager.recover().await;
         let mut clean = true;
         for sandbox in manager.sandboxes() {

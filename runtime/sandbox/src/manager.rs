@@ -7,6 +7,7 @@ use std::fs::File;
 use std::future::Future;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -44,6 +45,8 @@ struct Shared {
     index: Mutex<Index>,
     /// Ids of pods that nobody owns, and templates that were being made, until they are removed.
     unowned: Mutex<(Vec<String>, Vec<String>)>,
+    /// Whether the records were read.
+    known: AtomicBool,
     // Held for the life of the daemon.
     _lock: File,
 }
@@ -58,8 +61,7 @@ struct Index {
 }
 
 impl Manager {
-    /// Takes the directories over, and knows from then on what is on record. Nothing is done about it yet:
-    /// [`Manager::recover`].
+    /// Takes the directories over. What is on record there is not known yet: [`Manager::read_records`].
     ///
     /// # Errors
     /// Another daemon owns them, or they cannot be used.
@@ -74,19 +76,42 @@ impl Manager {
         let network = Network::new(config.network.clone(), config.root.join("networks"), config.timeout_scale);
         let events = Events::default();
         let means = Means { templates, network, events };
-        let (looking, places) = (means.clone(), layout.clone());
+        let shared = Shared {
+            config,
+            means,
+            layout,
+            index: Mutex::default(),
+            unowned: Mutex::default(),
+            known: AtomicBool::new(false),
+            _lock: lock,
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Knows from then on what is on record. Nothing is done about it yet: [`Manager::recover`]. Before that nobody is to be
+    /// told of pods, or to make any: their names may be taken.
+    ///
+    /// # Errors
+    /// The directories of pods cannot be listed: then nothing can be said of any.
+    pub async fn read_records(&self) -> Result<()> {
+        let (looking, places) = (self.shared.means.clone(), self.shared.layout.clone());
         let found = tokio::task::spawn_blocking(move || {
             // Sandboxes have tasks of their own.
             recovery::look(&looking, &places)
         });
         let found = found.await.map_err(|e| Error::Internal(e.to_string()))??;
-        let shared = Shared { config, means, layout, index: Mutex::default(), unowned: Mutex::default(), _lock: lock };
-        let manager = Self { shared: Arc::new(shared) };
         for sandbox in found.sandboxes {
-            manager.enter(sandbox);
+            self.enter(sandbox);
         }
-        *manager.shared.unowned.lock().unwrap_or_else(PoisonError::into_inner) = (found.unowned, found.templates);
-        Ok(manager)
+        *self.shared.unowned.lock().unwrap_or_else(PoisonError::into_inner) = (found.unowned, found.templates);
+        self.shared.known.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Whether what is on record is known.
+    #[must_use]
+    pub fn knows_records(&self) -> bool {
+        self.shared.known.load(Ordering::Acquire)
     }
 
     /// Enters a pod that is on record, with its containers and their names.

@@ -47,8 +47,10 @@ impl Runtime {
         });
         let mut info = HashMap::new();
         if request.verbose {
-            let pods = self.manager.sandboxes().len();
-            let containers = self.manager.containers().len();
+            // None while that is not known.
+            let known = self.manager.knows_records();
+            let pods = known.then(|| self.manager.sandboxes().len());
+            let containers = known.then(|| self.manager.containers().len());
             let state = serde_json::json!({ "version": self.version, "pods": pods, "containers": containers });
             info.insert("nacelle".into(), state.to_string());
         }
