@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use nacelle_proto::runtime::v1 as cri;
-use nacelle_tests::client::{Client, image};
+use nacelle_tests::client::{Client, image, limit};
 use nacelle_tests::daemon::Daemon;
+use nacelle_tests::dead::Dead;
 use tonic::Code;
 
 #[tokio::test]
@@ -151,4 +152,21 @@ async fn a_rollback_keeps_what_the_newer_version_wrote_and_pulls_anew() {
     version("\"version\":2", "\"version\":1");
     daemon.restart().await.unwrap();
     assert_eq!(images(&daemon.client().await).await, [id]);
+}
+
+#[tokio::test]
+async fn a_daemon_answers_before_it_has_read_its_records() {
+    let mut daemon = Daemon::start("").await.unwrap();
+    daemon.kill();
+    // One of them is where nothing is ever read.
+    let dead = Dead::mount(daemon.path().join("root/pods").join("a".repeat(64))).unwrap();
+    daemon.restart().await.unwrap();
+    let client = daemon.client().await;
+    let asked = client.runtime.clone().status(cri::StatusRequest { verbose: true }).await.unwrap().into_inner();
+    assert!(asked.info["nacelle"].contains("\"pods\":null"), "{:?}", asked.info);
+    let listing = tokio::spawn(async move { client.pods().await });
+    tokio::time::sleep(limit(1)).await;
+    assert!(!listing.is_finished(), "pods are listed that nobody knows yet");
+    drop(dead);
+    tokio::time::timeout(limit(30), listing).await.expect("an answer").unwrap().unwrap();
 }

@@ -6,14 +6,17 @@ use std::process::Command;
 
 /// Every VMM whose configuration lies under `run`: process and command line.
 pub fn vmm_processes(run: &Path) -> Vec<(i32, String)> {
+    let ours = |command: &str| command.contains(" vmm ") && command.contains(&*run.to_string_lossy());
+    processes().into_iter().filter(|(_, command)| ours(command)).collect()
+}
+
+/// All processes, with their arguments separated by spaces.
+pub fn processes() -> Vec<(i32, String)> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").expect("/proc").flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let command = String::from_utf8_lossy(&command).replace('\0', " ");
-        if command.contains(" vmm ") && command.contains(&*run.to_string_lossy()) {
-            found.push((pid, command));
-        }
+        found.push((pid, String::from_utf8_lossy(&command).replace('\0', " ")));
     }
     found
 }

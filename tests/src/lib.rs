@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod daemon;
+pub mod dead;
 pub mod disk;
 pub mod host;
 pub mod streaming;

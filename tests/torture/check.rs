@@ -150,6 +150,7 @@ fn host(node: &Node, pods: &[Pod]) -> Vec<String> {
         }
     }
     broken.extend(processes(node));
+    broken.extend(disks(node, pods));
     broken.extend(mounts(node, &ids));
     broken.extend(files(node));
     broken
@@ -186,14 +187,33 @@ fn processes(node: &Node) -> Vec<String> {
     let own = format!("{}/", node.path().display());
     let daemon = node.pid().map(rustix::process::Pid::as_raw_pid);
     let mut found = Vec::new();
-    for pid in names(Path::new("/proc")).into_iter().filter_map(|name| name.parse::<i32>().ok()) {
-        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+    for (pid, command) in nacelle_tests::host::processes() {
         if command.contains(&own) && !command.contains(" vmm ") && Some(pid) != daemon {
             found.push(format!("process {pid} is nobody's: {command}"));
         }
     }
     found
+}
+
+/// Who has the block volume open, and should not, or the other way round.
+fn disks(node: &Node, pods: &[Pod]) -> Vec<String> {
+    let wanted: BTreeSet<_> = pods.iter().filter(|pod| pod.has_disk()).filter_map(|pod| pod.id.as_deref()).collect();
+    let (disk, run) = (node.disk().host_path, node.path().join("r/pods"));
+    let mut broken = Vec::new();
+    for (pid, command) in nacelle_tests::host::processes() {
+        let of_vmm = command.contains(" vmm ") && command.contains(&*run.to_string_lossy());
+        if !of_vmm && Some(pid) != node.pid().map(rustix::process::Pid::as_raw_pid) {
+            continue;
+        }
+        let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        let opened = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
+        let has = opened.filter(|link| *link == Path::new(&disk)).count() > 0;
+        let may = of_vmm && wanted.iter().any(|id| command.contains(*id));
+        if has != may {
+            broken.push(format!("process {pid} ({command}) has the block volume {disk}: {has}, and should: {may}"));
+        }
+    }
+    broken
 }
 
 /// Mounts below this node's directory that are no pod's.

@@ -2,6 +2,8 @@
 //! point all that is promised has to hold. Run by `hack/torture` on a node.
 
 mod check;
+mod fault;
+mod helper;
 mod node;
 mod plan;
 mod pods;

@@ -2,14 +2,15 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nacelle_proto::runtime::v1 as cri;
 use nacelle_tests::client::{Client, limit};
 use nacelle_tests::daemon::Daemon;
+use nacelle_tests::disk::Disk;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use serde_json::json;
@@ -28,6 +29,8 @@ pub struct Node {
     program: PathBuf,
     bridge: String,
     cgroup: String,
+    /// A block volume of containers.
+    disk: Option<Disk>,
     /// How much of the log was looked at.
     read: usize,
 }
@@ -45,7 +48,7 @@ impl Node {
         let name = daemon.path().file_name().context("a name")?.to_string_lossy().into_owned();
         let bridge = format!("nt-{name}");
         let cgroup = format!("/torture-{name}");
-        let node = Self { daemon, program: program.into(), bridge, cgroup, read: 0 };
+        let node = Self { daemon, program: program.into(), bridge, cgroup, disk: None, read: 0 };
         let root = node.path().join("root");
         fs::create_dir(&root)?;
         let size = std::ffi::CString::new(format!("size={ROOT_MIB}m,mode=0700"))?;
@@ -53,6 +56,7 @@ impl Node {
         fs::create_dir_all(format!("/sys/fs/cgroup{}", node.cgroup))?;
         node.network()?;
         let mut node = node;
+        node.disk = Some(Disk::attach(1 << 20));
         node.serve().await?;
         Ok(node)
     }
@@ -73,6 +77,7 @@ whim() {{
     case $how in
     fail) rm $file; echo '{{"code":11,"msg":"not in the mood"}}'; exit 1 ;;
     kill) rm $file; kill -9 $$ ;;
+    stop) rm $file; kill -STOP $$ ;;
     hang) while [ -e $file ]; do sleep 0.1; done ;;
     esac
 }}
@@ -107,6 +112,11 @@ exit $status
 
     pub fn cgroup(&self) -> &str {
         &self.cgroup
+    }
+
+    /// A block volume.
+    pub fn disk(&self) -> cri::Device {
+        self.disk.as_ref().map_or_else(cri::Device::default, |disk| disk.device("rw"))
     }
 
     pub fn daemon(&self) -> &Daemon {
@@ -204,6 +214,18 @@ exit $status
         let _ = fs::remove_file(self.whim(whim));
     }
 
+    /// Lets a plugin that has stopped itself go on.
+    pub fn continue_plugin(&self) {
+        let plugin = self.path().join("plugins/fitful").display().to_string();
+        for (pid, command) in nacelle_tests::host::processes() {
+            if command.contains(&plugin)
+                && let Some(pid) = Pid::from_raw(pid)
+            {
+                let _ = kill_process(pid, Signal::CONT);
+            }
+        }
+    }
+
     fn whim(&self, whim: Whim) -> PathBuf {
         self.path().join(format!("whim.{}.{}", whim.command, whim.when))
     }
@@ -254,41 +276,10 @@ impl Drop for Node {
             let _ = fs::remove_dir(entry.path());
         }
         let _ = fs::remove_dir(&cgroup);
+        if let Some(disk) = self.disk.take() {
+            disk.detach();
+        }
         let _ = unmount(self.path().join("root"), UnmountFlags::DETACH);
         let _ = std::process::Command::new("ip").args(["link", "delete", &self.bridge]).status();
-    }
-}
-
-/// A file system that never answers.
-pub struct Dead {
-    place: PathBuf,
-    device: Option<OwnedFd>,
-}
-
-impl Dead {
-    /// Mounts one at a directory that it makes.
-    pub fn mount(place: PathBuf) -> Result<Self> {
-        use rustix::fs::{Mode, OFlags, open};
-        fs::create_dir(&place)?;
-        // Where it is not built in; without it, the next line says so.
-        let _ = std::process::Command::new("modprobe").arg("fuse").status();
-        let device = open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context("open /dev/fuse")?;
-        let data = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
-        let data = std::ffi::CString::new(data)?;
-        mount("dead", &place, "fuse", MountFlags::empty(), data.as_c_str()).context("mount FUSE")?;
-        Ok(Self { place, device: Some(device) })
-    }
-
-    pub fn place(&self) -> &Path {
-        &self.place
-    }
-}
-
-impl Drop for Dead {
-    fn drop(&mut self) {
-        // Whoever waits for it is told that it is gone.
-        self.device = None;
-        let _ = unmount(&self.place, UnmountFlags::DETACH);
-        let _ = fs::remove_dir(&self.place);
     }
 }

@@ -24,10 +24,17 @@ pub struct Whim {
     pub command: &'static str,
     /// `before` or `after` the real one has done its work.
     pub when: &'static str,
-    /// `fail`, `kill` (itself) or `hang`.
+    /// `fail`, `kill` (itself), `stop` (itself, until it is continued) or `hang`.
     pub how: &'static str,
-    /// Whether the daemon is killed while it hangs.
+    /// Whether the daemon is killed while it hangs or stands still.
     pub then_kill: bool,
+}
+
+impl Whim {
+    /// Whether the plugin neither ends nor goes on by itself.
+    pub fn stands_still(&self) -> bool {
+        matches!(self.how, "hang" | "stop")
+    }
 }
 
 /// What goes wrong.
@@ -43,6 +50,8 @@ pub enum Fault {
     KillVmm { after: u64 },
     /// A guest stands still for a while.
     StopVmm { after: u64, lasting: u64 },
+    /// The process that builds containers and processes in the guest is killed, as often as there is one.
+    KillHelper,
     /// A CNI plugin does not do what it should.
     Plugin(Whim),
     /// The file system of the records is full; the daemon is restarted meanwhile or is not.
@@ -63,6 +72,8 @@ pub enum Change {
     CreateContainer,
     StopContainer,
     RemoveContainer,
+    /// Its log is renamed, and the daemon is asked to go on in a new one.
+    RotateLog,
     Nothing,
 }
 
@@ -105,7 +116,7 @@ pub struct Plan {
 }
 
 /// Kinds of faults from outside.
-const OUTSIDE: usize = 10;
+const OUTSIDE: usize = 11;
 
 impl Plan {
     pub fn new(seed: u64, steps: Vec<String>) -> Self {
@@ -149,7 +160,7 @@ impl Plan {
     fn outside(&self, kind: usize, rng: &mut Rng) -> Fault {
         let whim = |rng: &mut Rng, command| {
             let when = *rng.choice(&["before", "after"]).unwrap_or(&"before");
-            let how = *rng.choice(&["fail", "kill", "hang", "hang"]).unwrap_or(&"hang");
+            let how = *rng.choice(&["fail", "kill", "stop", "hang", "hang"]).unwrap_or(&"hang");
             Fault::Plugin(Whim { command, when, how, then_kill: rng.bool() })
         };
         match kind {
@@ -161,6 +172,7 @@ impl Plan {
             6 => whim(rng, "DEL"),
             7 => Fault::FullDisk { restart: rng.bool() },
             8 => Fault::FewDescriptors { more: rng.u64(..30) },
+            9 => Fault::KillHelper,
             _ if rng.bool() => Fault::Registry,
             _ => Fault::HostPath,
         }
@@ -168,7 +180,7 @@ impl Plan {
 }
 
 /// Steps after which nothing can fail in the daemon: an error there would be none that it can meet.
-const CANNOT_FAIL: [&str; 3] = ["create.record", "start.ready", "start_container.guest"];
+const CANNOT_FAIL: [&str; 4] = ["create.record", "reopen.recorded", "start.ready", "start_container.guest"];
 
 fn step(name: String, rng: &mut Rng) -> Fault {
     let may_fail = !CANNOT_FAIL.contains(&name.as_str());
@@ -185,8 +197,8 @@ fn step(name: String, rng: &mut Rng) -> Fault {
 }
 
 fn any_change(rng: &mut Rng) -> Change {
-    use Change::{CreateContainer, Nothing, RemoveContainer, RemovePod, RunPod, StopContainer};
-    let all = [RunPod, RemovePod, CreateContainer, CreateContainer, StopContainer, RemoveContainer, Nothing];
+    use Change::{CreateContainer, Nothing, RemoveContainer, RemovePod, RotateLog, RunPod, StopContainer};
+    let all = [RunPod, RemovePod, CreateContainer, CreateContainer, StopContainer, RemoveContainer, RotateLog, Nothing];
     rng.choice(&all).copied().unwrap_or(Nothing)
 }
 
@@ -198,13 +210,17 @@ fn met_by(fault: &Fault, rng: &mut Rng) -> Change {
             "create" | "start_container" => Change::CreateContainer,
             "teardown" | "remove_container" => Change::RemoveContainer,
             "stop" | "release" | "remove" => Change::RemovePod,
+            "reopen" => Change::RotateLog,
             _ => Change::Nothing,
         },
         Fault::Plugin(Whim { command: "ADD", .. }) => Change::RunPod,
         Fault::Plugin(_) => Change::RemovePod,
         Fault::HostPath | Fault::Registry => Change::Nothing,
+        Fault::KillHelper => Change::CreateContainer,
         // A guest whose disk's file cannot grow has an error of its disk.
-        Fault::FullDisk { .. } => *rng.choice(&[Change::RunPod, Change::RemovePod]).unwrap_or(&Change::RunPod),
+        Fault::FullDisk { .. } => {
+            *rng.choice(&[Change::RunPod, Change::RemovePod, Change::RotateLog]).unwrap_or(&Change::RunPod)
+        }
         _ => any_change(rng),
     }
 }

@@ -13,6 +13,8 @@ use nacelle_tests::client::{Client, container_config, image, limit, log_lines, p
 /// What every container does: it says that it was started, prints numbered lines, and counts them when it is told to end.
 const SCRIPT: &str = "echo start >>/v/starts; trap 'echo end $i; exit 0' TERM; i=0
 while :; do i=$((i+1)); echo line $i; [ $((i % 10)) -ne 0 ] || sleep 1; done";
+/// The image of all containers.
+pub const IMAGE: &str = "busybox";
 /// What a container has to end, in seconds.
 const GRACE: u64 = 10;
 
@@ -32,6 +34,11 @@ pub struct Container {
     /// Whether it may be there without anybody having been told its id.
     asked: bool,
     log: PathBuf,
+    /// What was its log before, the oldest first.
+    rotated: Vec<PathBuf>,
+    /// How often it is to have been rotated, and how often a new one was opened.
+    rotations: usize,
+    reopened: usize,
     volume: PathBuf,
     /// Lines in its log when that was last read.
     pub lines: usize,
@@ -51,6 +58,10 @@ pub struct Pod {
 impl Container {
     fn name(&self) -> &str {
         self.config.metadata.as_ref().map_or("", |metadata| &metadata.name)
+    }
+
+    fn has_disk(&self) -> bool {
+        !self.config.devices.is_empty()
     }
 
     /// How often it was started.
@@ -86,6 +97,7 @@ impl Container {
             return Ok(());
         }
         if self.id.is_none() {
+            present(client).await?;
             self.asked = true;
             self.id = Some(client.create_as(pod, self.config.clone()).await.context("CreateContainer")?);
         }
@@ -97,6 +109,30 @@ impl Container {
         if self.want == Want::Ended && client.status(id).await?.state() != cri::ContainerState::ContainerExited {
             client.stop(id, limit(GRACE).as_secs().try_into()?).await.context("StopContainer")?;
         }
+        if self.want == Want::Running && self.reopened < self.rotations {
+            let id = id.clone();
+            self.rotate(client, id).await?;
+        }
+        Ok(())
+    }
+
+    /// Its log is to be rotated.
+    pub fn want_rotation(&mut self) {
+        self.rotations = self.rotated.len() + 1;
+    }
+
+    /// As a kubelet does it: renames the log, and has a new one opened. Until that is done, lines go to the one that was
+    /// renamed.
+    async fn rotate(&mut self, client: &Client, id: String) -> Result<()> {
+        if self.rotated.len() < self.rotations {
+            let place = self.log.with_extension(format!("log.{}", self.rotated.len()));
+            fs::rename(&self.log, &place).with_context(|| format!("rename {}", self.log.display()))?;
+            self.rotated.push(place);
+        }
+        let request = cri::ReopenContainerLogRequest { container_id: id };
+        client.runtime.clone().reopen_container_log(request).await.context("ReopenContainerLog")?;
+        ensure!(self.log.exists(), "{} is not there, although it was opened anew", self.log.display());
+        self.reopened = self.rotated.len();
         Ok(())
     }
 
@@ -135,11 +171,12 @@ impl Container {
 
     /// How many lines its log has, which have to be all, each once and in order; and whether it has said its end.
     pub fn said(&self) -> Result<(usize, bool)> {
-        if !self.log.exists() {
-            return Ok((0, false));
-        }
         let (mut count, mut ended) = (0, false);
-        for (stream, line) in &log_lines(&self.log)? {
+        let mut lines = Vec::new();
+        for log in self.rotated.iter().chain([&self.log]).filter(|log| log.exists()) {
+            lines.extend(log_lines(log)?);
+        }
+        for (stream, line) in &lines {
             ensure!(!ended, "{line:?} comes after the end");
             if let Some(end) = line.strip_prefix("end ") {
                 ensure!(end.parse() == Ok(count), "it said {end} lines, and the log has {count}");
@@ -151,6 +188,18 @@ impl Container {
         }
         Ok((count, ended))
     }
+}
+
+/// Pulls the image of all containers where it is not: who removed the other name of it removed the image, as
+/// RemoveImage has to.
+async fn present(client: &Client) -> Result<()> {
+    let spec = cri::ImageSpec { image: image(IMAGE), ..Default::default() };
+    let request = cri::ImageStatusRequest { image: Some(spec), verbose: false };
+    let found = client.images.clone().image_status(request).await.context("ImageStatus")?.into_inner().image;
+    if found.is_none() {
+        client.pull(IMAGE).await.context("PullImage")?;
+    }
+    Ok(())
 }
 
 impl Pod {
@@ -165,11 +214,11 @@ impl Pod {
         Ok(Self { id: None, wanted: true, config, asked: false, containers: Vec::new(), directory })
     }
 
-    /// Another container is wanted in it, with an image as a volume or without.
-    pub fn want_container(&mut self, number: usize, with_image: bool) -> Result<&mut Container> {
+    /// Another container is wanted in it, with an image as a volume or without, and a block volume if there is one.
+    pub fn want_container(&mut self, number: usize, with_image: bool, disk: Option<cri::Device>) -> Result<()> {
         let volume = self.directory.join(format!("volume{number}"));
         fs::create_dir(&volume)?;
-        let mut config = container_config("busybox", &["sh", "-c", SCRIPT]);
+        let mut config = container_config(IMAGE, &["sh", "-c", SCRIPT]);
         config.mounts.push(cri::Mount {
             container_path: "/v".into(),
             host_path: volume.to_string_lossy().into_owned(),
@@ -178,15 +227,32 @@ impl Pod {
         if with_image {
             config.mounts.push(cri::Mount {
                 container_path: "/i".into(),
-                image: Some(cri::ImageSpec { image: image("busybox"), ..Default::default() }),
+                image: Some(cri::ImageSpec { image: image(IMAGE), ..Default::default() }),
                 readonly: true,
                 ..cri::Mount::default()
             });
         }
+        config.devices.extend(disk);
         let log = self.directory.join(&config.log_path);
-        let container = Container { id: None, want: Want::Running, config, asked: false, log, volume, lines: 0 };
+        let container = Container {
+            id: None,
+            want: Want::Running,
+            config,
+            asked: false,
+            log,
+            rotated: Vec::new(),
+            rotations: 0,
+            reopened: 0,
+            volume,
+            lines: 0,
+        };
         self.containers.push(container);
-        self.containers.last_mut().context("a container")
+        Ok(())
+    }
+
+    /// Whether a container that is to run has a block volume.
+    pub fn has_disk(&self) -> bool {
+        self.containers.iter().any(|container| container.want == Want::Running && container.has_disk())
     }
 
     /// A container that runs, by a number.
@@ -279,12 +345,14 @@ impl Pod {
             broken.extend(container.broken(client).await);
         }
         if let Some(at) = self.running(0)
-            && let Some(container) = self.containers.get(at).and_then(|container| container.id.as_ref())
+            && let Some(container) = self.containers.get(at)
+            && let Some(id) = &container.id
             && broken.is_empty()
         {
-            match client.exec(container, &["echo", "alive"]).await {
-                Ok(answer) if answer.stdout == b"alive\n" => {}
-                answer => broken.push(format!("exec in {container}: {answer:?}")),
+            let script = if container.has_disk() { "wc -c </dev/xvda" } else { "echo 1048576" };
+            match client.exec(id, &["sh", "-c", script]).await {
+                Ok(answer) if answer.stdout == b"1048576\n" => {}
+                answer => broken.push(format!("exec in {id}: {answer:?}")),
             }
         }
         broken

@@ -2,28 +2,26 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use fastrand::Rng;
 use futures_util::future::join_all;
 use nacelle_proto::runtime::v1 as cri;
-use nacelle_tests::client::{Client, container_config, image, limit};
-use rustix::process::{Pid, Signal, kill_process};
-use tokio::net::TcpListener;
+use nacelle_tests::client::{Client, limit};
+use rustix::process::{Pid, Signal};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::check::Check;
-use crate::node::{Dead, Node, PAUSE};
+use crate::fault::{Targets, aside, disturb, may_fail};
+use crate::helper::Killer;
+use crate::node::{Node, PAUSE};
 use crate::plan::{Act, Aside, Change, Fault, Point};
-use crate::pods::{Pod, Want};
+use crate::pods::{IMAGE, Pod, Want};
 
 /// How many pods there are between points, at least and at most.
 const PODS: (usize, usize) = (2, 3);
 /// Containers of a pod, at most.
 const CONTAINERS: usize = 3;
-/// An image that is pulled and removed.
-const IMAGE: &str = "busybox-docker";
 
 pub struct World {
     node: Node,
@@ -34,13 +32,14 @@ pub struct World {
     /// How many pods and containers were ever wanted.
     number: usize,
     met: bool,
+    killer: Option<Killer>,
 }
 
 impl World {
     pub async fn new(program: &Path, log: Option<&Path>) -> Result<Self> {
         let node = Node::new(program, log).await?;
         let client = node.client().await?;
-        client.pull("busybox").await?;
+        client.pull(IMAGE).await?;
         println!("  a daemon in {}", node.path().display());
         std::fs::create_dir(node.path().join("k"))?;
         let mut world = Self {
@@ -51,6 +50,7 @@ impl World {
             rng: Rng::with_seed(0),
             number: 0,
             met: false,
+            killer: None,
         };
         // What a daemon without pods has.
         let broken = world.check.all(&world.node, &world.client, &mut world.pods).await;
@@ -108,11 +108,11 @@ impl World {
         // One that nothing is done to.
         let bystander = self.pods[other].running(0).and_then(|at| self.pods[other].containers[at].id.clone());
         let bystander = bystander.context("a container that runs")?;
-        self.arm(point).await?;
+        self.arm(point, &victim).await?;
         self.want(point.change, subject)?;
         // What happens to the other pod is not to be the bystander's end.
         match point.beside {
-            Change::CreateContainer => self.want(Change::CreateContainer, other)?,
+            change @ (Change::CreateContainer | Change::RotateLog) => self.want(change, other)?,
             change @ (Change::StopContainer | Change::RemoveContainer) if self.pods.len() > 2 => {
                 self.want(change, (subject + 2) % self.pods.len())?;
             }
@@ -160,11 +160,19 @@ impl World {
         match change {
             Change::RunPod => {
                 let mut pod = Pod::wanted(&self.node.path().join("k"), self.node.cgroup(), number)?;
-                pod.want_container(number, pick.is_multiple_of(2))?;
+                pod.want_container(number, pick.is_multiple_of(2), None)?;
                 self.pods.push(pod);
             }
             Change::RemovePod => self.pods[at].wanted = false,
-            Change::CreateContainer => drop(self.pods[at].want_container(number, true)?),
+            Change::CreateContainer => {
+                let disk = pick.is_multiple_of(3).then(|| self.node.disk());
+                self.pods[at].want_container(number, true, disk)?;
+            }
+            Change::RotateLog => {
+                if let Some(container) = self.pods[at].running(pick) {
+                    self.pods[at].containers[container].want_rotation();
+                }
+            }
             Change::StopContainer | Change::RemoveContainer => {
                 if let Some(container) = self.pods[at].running(pick) {
                     let want = if change == Change::StopContainer { Want::Ended } else { Want::Gone };
@@ -177,7 +185,7 @@ impl World {
     }
 
     /// Prepares the fault, before anything is asked.
-    async fn arm(&mut self, point: &Point) -> Result<()> {
+    async fn arm(&mut self, point: &Point, victim: &str) -> Result<()> {
         match &point.fault {
             Fault::Step { name, act, turn } => {
                 let act = match act {
@@ -197,6 +205,11 @@ impl World {
                     self.client = self.node.serve().await.context("start with a full disk")?;
                 }
             }
+            Fault::KillHelper => {
+                self.number += 1;
+                let volume = self.node.path().join("k").join(format!("killer{}", self.number));
+                self.killer = Some(Killer::start(&self.client, victim, volume).await?);
+            }
             Fault::FewDescriptors { more } => self.node.limit_descriptors(Some(*more))?,
             _ => {}
         }
@@ -205,7 +218,7 @@ impl World {
 
     /// Asks for all that is wanted while the fault is there, and takes the fault away.
     async fn torment(&mut self, point: &Point, vmm: Pid, victim: &str, bystander: &str) -> Result<Vec<String>> {
-        let Self { node, client, pods, .. } = self;
+        let Self { node, client, pods, killer, .. } = self;
         let done = AtomicBool::new(false);
         let calls = async {
             let drives = pods.iter_mut().map(|pod| async {
@@ -219,19 +232,22 @@ impl World {
             let aside = aside.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer")));
             (drives.into_iter().flatten().collect::<Vec<_>>(), aside)
         };
-        let fault = disturb(node, client, &point.fault, vmm, victim, bystander, &done);
+        let targets = Targets { victim, vmm, bystander, killer: killer.as_ref() };
+        let fault = disturb(node, client, &point.fault, targets, &done);
         let ((failed, aside), met) = tokio::join!(calls, fault);
         let met = met.context("during the fault")?;
 
         let mut broken = Vec::new();
         for (of_victim, wanted, error) in failed {
             let excused = match &point.fault {
-                Fault::KillVmm { .. } => of_victim,
+                Fault::KillVmm { .. } | Fault::KillHelper => of_victim,
                 // A full disk keeps no pod from ending.
                 Fault::FullDisk { .. } => wanted,
                 fault => may_fail(fault),
             };
-            if !excused {
+            // A kubelet asks for it again.
+            let removed = point.aside == Aside::RemoveImage && error.contains("is not present: pull it first");
+            if !excused && !removed {
                 broken.push(format!("a call failed that had no reason to: {error}"));
             }
         }
@@ -243,6 +259,7 @@ impl World {
             broken.push(format!("{:?} failed, which had no reason to: {error:#}", point.aside));
         }
 
+        self.killer = None;
         self.node.empty();
         if let Fault::Plugin(whim) = &point.fault {
             self.node.disarm(*whim);
@@ -316,148 +333,5 @@ impl World {
         }
         pod.wanted = false;
         Ok(())
-    }
-}
-
-/// Whether calls may fail while this is so.
-fn may_fail(fault: &Fault) -> bool {
-    match fault {
-        Fault::Step { act, .. } => *act != Act::Stop { then_kill: false },
-        Fault::KillDaemon { .. } | Fault::FewDescriptors { .. } => true,
-        Fault::Plugin(whim) => whim.how != "hang" || whim.then_kill,
-        _ => false,
-    }
-}
-
-/// What is asked beside the changes.
-async fn aside(client: &Client, what: Aside, bystander: &str) -> Result<()> {
-    let spec = || Some(cri::ImageSpec { image: image(IMAGE), ..Default::default() });
-    match what {
-        Aside::Exec => {
-            let answer = client.exec(bystander, &["echo", "here"]).await.context("ExecSync")?;
-            ensure!(answer.stdout == b"here\n", "ExecSync: {answer:?}");
-        }
-        Aside::Pull => drop(client.pull(IMAGE).await.context("PullImage")?),
-        Aside::RemoveImage => {
-            let request = cri::RemoveImageRequest { image: spec() };
-            client.images.clone().remove_image(request).await.context("RemoveImage")?;
-        }
-        Aside::Look => {
-            client.runtime.clone().status(cri::StatusRequest { verbose: true }).await.context("Status")?;
-            client.images.clone().list_images(cri::ListImagesRequest { filter: None }).await.context("ListImages")?;
-            client.stats(bystander).await.context("ContainerStats")?;
-        }
-    }
-    Ok(())
-}
-
-/// What goes wrong while calls are made, until they are `done`; whether anything met it.
-async fn disturb(
-    node: &mut Node,
-    client: &Client,
-    fault: &Fault,
-    vmm: Pid,
-    victim: &str,
-    bystander: &str,
-    done: &AtomicBool,
-) -> Result<bool> {
-    let milliseconds = Duration::from_millis;
-    let is_done = || done.load(Ordering::Relaxed);
-    match fault {
-        Fault::Step { name, act, .. } => {
-            // The daemon takes pods over whether anything is asked or not.
-            let deadline = Instant::now() + if name.starts_with("adopt.") { limit(5) } else { Duration::ZERO };
-            loop {
-                if node.has_ended() {
-                    return Ok(true);
-                }
-                if node.stands_still() {
-                    sleep(PAUSE * 10).await;
-                    match act {
-                        Act::Stop { then_kill: true } => node.kill(),
-                        _ => node.signal(Signal::CONT),
-                    }
-                    return Ok(true);
-                }
-                if is_done() && (Instant::now() > deadline || matches!(act, Act::Fail(_))) {
-                    return Ok(false);
-                }
-                sleep(PAUSE).await;
-            }
-        }
-        Fault::KillDaemon { after } => {
-            sleep(milliseconds(*after)).await;
-            node.kill();
-            Ok(true)
-        }
-        Fault::StopDaemon { after, lasting } => {
-            sleep(milliseconds(*after)).await;
-            node.signal(Signal::STOP);
-            sleep(milliseconds(*lasting)).await;
-            node.signal(Signal::CONT);
-            Ok(true)
-        }
-        Fault::KillVmm { after } => {
-            sleep(milliseconds(*after)).await;
-            Ok(kill_process(vmm, Signal::KILL).is_ok())
-        }
-        Fault::StopVmm { after, lasting } => {
-            sleep(milliseconds(*after)).await;
-            let stopped = kill_process(vmm, Signal::STOP).is_ok();
-            sleep(milliseconds(*lasting)).await;
-            let _ = kill_process(vmm, Signal::CONT);
-            Ok(stopped)
-        }
-        Fault::Plugin(whim) => {
-            let met = Node::until(limit(60), || node.is_met() || is_done()).await && node.is_met();
-            if met && whim.how == "hang" {
-                aside(client, Aside::Exec, bystander).await.context("while a plugin hangs")?;
-                if whim.then_kill {
-                    node.kill();
-                }
-                node.disarm(*whim);
-            }
-            Ok(met)
-        }
-        Fault::FullDisk { .. } | Fault::FewDescriptors { .. } => Ok(true),
-        Fault::Registry => {
-            let listener = TcpListener::bind("127.0.0.1:0").await?;
-            let name = format!("{}/silent:latest", listener.local_addr()?);
-            let pull = {
-                let mut images = client.images.clone();
-                let image = Some(cri::ImageSpec { image: name, ..Default::default() });
-                tokio::spawn(
-                    async move { images.pull_image(cri::PullImageRequest { image, ..Default::default() }).await },
-                )
-            };
-            let connection = timeout(limit(10), listener.accept()).await.context("the pull does not come")??;
-            aside(client, Aside::Look, bystander).await.context("while a registry hangs")?;
-            aside(client, Aside::Exec, bystander).await.context("while a registry hangs")?;
-            aside(client, Aside::Pull, bystander).await.context("while a registry hangs")?;
-            ensure!(!pull.is_finished(), "a pull has ended that cannot");
-            pull.abort();
-            drop(connection);
-            Ok(true)
-        }
-        Fault::HostPath => {
-            let dead = Dead::mount(node.path().join("dead"))?;
-            let mut config = container_config("busybox", &["sleep", "1000"]);
-            let host_path = dead.place().to_string_lossy().into_owned();
-            config.mounts.push(cri::Mount { container_path: "/d".into(), host_path, ..cri::Mount::default() });
-            let create = tokio::spawn({
-                let (client, pod) = (client.clone(), victim.to_owned());
-                async move { client.create_as(&pod, config).await }
-            });
-            for _ in 0..3 {
-                aside(client, Aside::Exec, bystander).await.context("while a volume hangs")?;
-            }
-            aside(client, Aside::Look, bystander).await.context("while a volume hangs")?;
-            ensure!(!create.is_finished(), "a container is made of a volume that hangs: {:?}", create.await);
-            drop(dead);
-            let refused =
-                timeout(limit(30), create).await.context("a volume is gone, and its container still waits")??;
-            ensure!(refused.is_err(), "a container of a dead volume");
-            Ok(true)
-        }
     }
 }
