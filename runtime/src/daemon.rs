@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use nacelle_cri::{Handler, Health, Images, Pods, Runtime};
+use nacelle_cri::{Connection, Handler, Health, Images, Pods, Runtime};
 use nacelle_image::ImageStore;
 use nacelle_proto::runtime::v1::image_service_server::ImageServiceServer;
 use nacelle_proto::runtime::v1::runtime_service_server::RuntimeServiceServer;
@@ -15,6 +15,7 @@ use nacelle_sandbox::Manager;
 use nacelle_streaming::Server;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnixListenerStream;
 
 use crate::check;
@@ -110,7 +111,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         events.end_events();
         let _ = farewell.send(());
     };
-    let serve = server.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop);
+    let clients = UnixListenerStream::new(listener).map(|client| client.map(Connection::new));
+    let serve = server.serve_with_incoming_shutdown(clients, stop);
     tokio::select! {
         result = serve => result.context("serve the CRI")?,
         Ok(error) = gave_up => return Err(error.into()),

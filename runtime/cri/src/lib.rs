@@ -7,6 +7,7 @@
 //! it: a pod never runs in a weaker form than it was written.
 
 mod calls;
+mod connection;
 mod container;
 mod filter;
 mod images;
@@ -24,6 +25,7 @@ mod stats;
 mod status;
 mod streaming;
 
+pub use connection::Connection;
 pub use images::Images;
 pub use runtime::{Handler, Health, Runtime};
 pub use streaming::Pods;
