@@ -15,7 +15,7 @@ pub mod usage;
 
 /// The Container Runtime Interface.
 pub mod runtime {
-    /// `runtime.v1` as published with cri-api 0.36.
+    /// `runtime.v1` as published with cri-api 0.37.
     #[allow(missing_docs, unused_qualifications, clippy::all)]
     pub mod v1 {
         tonic::include_proto!("runtime.v1");

@@ -22,6 +22,7 @@ async fn version_status_and_configuration_answer() {
     assert!(condition("RuntimeReady").status, "{:?}", condition("RuntimeReady"));
     assert!(condition("NetworkReady").status, "{:?}", condition("NetworkReady"));
     assert!(status.runtime_handlers.iter().any(|handler| handler.name == "kata"));
+    assert!(status.features.unwrap().mount_options);
     let config = runtime.runtime_config(cri::RuntimeConfigRequest {}).await.unwrap().into_inner();
     assert_eq!(config.linux.unwrap().cgroup_driver(), cri::CgroupDriver::Cgroupfs);
 }
@@ -30,6 +31,10 @@ async fn version_status_and_configuration_answer() {
 async fn a_call_that_is_not_there_says_so() {
     let mut runtime = Client::node().await.runtime;
     let error = runtime.checkpoint_container(cri::CheckpointContainerRequest::default()).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unimplemented);
+    let error = runtime.checkpoint_pod(cri::CheckpointPodRequest::default()).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unimplemented);
+    let error = runtime.restore_pod(cri::RestorePodRequest::default()).await.unwrap_err();
     assert_eq!(error.code(), Code::Unimplemented);
 }
 

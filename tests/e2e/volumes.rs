@@ -75,6 +75,52 @@ async fn refused(client: &Client, id: &str, script: &str) -> String {
 }
 
 #[tokio::test]
+async fn a_mount_has_the_options_that_its_container_asks_for() {
+    let (client, pod, _logs) = pod().await;
+    let host = tempfile::tempdir().unwrap();
+    let program = host.path().join("program");
+    fs::write(&program, "#!/bin/sh\necho ran\n").unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let options = ["noexec", "nosuid", "nodev"].map(String::from).to_vec();
+    let strict = cri::Mount { mount_options: options.clone(), ..mount(host.path(), "/strict") };
+    let id = run(&client, &pod, vec![mount(host.path(), "/plain"), strict]).await;
+    assert_eq!(shell(&client, &id, "/plain/program").await, "ran\n");
+    assert!(refused(&client, &id, "/strict/program").await.contains("Permission denied"));
+    shell(&client, &id, "echo changed > /strict/file; grep -q changed /plain/file").await;
+    let shown = shell(&client, &id, "grep ' /strict ' /proc/mounts").await;
+    assert!(options.iter().all(|option| shown.contains(option.as_str())), "{shown}");
+    assert_eq!(client.status(&id).await.unwrap().mounts[1].mount_options, options);
+    let wrong = cri::Mount { mount_options: vec!["rshared".into()], ..mount(host.path(), "/data") };
+    let error = client.create_as(&pod, config(vec![wrong])).await.unwrap_err();
+    assert_eq!(error.code(), Code::InvalidArgument);
+    assert!(error.message().starts_with("config.mounts[0].mount_options[0]: "), "{}", error.message());
+    client.remove_pod(&pod).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_volume_in_memory_that_grows_on_the_host_grows_in_the_pod() {
+    let (client, pod, _logs) = pod().await;
+    let host = tempfile::tempdir().unwrap();
+    let command = |program: &str, arguments: &[&str]| {
+        let status = Command::new(program).args(arguments).arg(host.path()).status().unwrap();
+        assert!(status.success(), "{program} {arguments:?}: {status}");
+    };
+    command("mount", &["-t", "tmpfs", "-o", "size=1m", "emptydir"]);
+    let id = run(&client, &pod, vec![mount(host.path(), "/cache")]).await;
+    let size = "df -k /cache | awk 'END { print $2 }'";
+    let fill = "dd if=/dev/zero of=/cache/file bs=1024 count=3000 2>&1";
+    assert_eq!(shell(&client, &id, size).await.trim(), "1024");
+    assert!(shell(&client, &id, &format!("! {fill}")).await.contains("No space left"));
+    command("mount", &["-o", "remount,size=4m"]);
+    assert_eq!(shell(&client, &id, size).await.trim(), "4096");
+    shell(&client, &id, fill).await;
+    command("mount", &["-o", "remount,size=8m"]);
+    assert_eq!(shell(&client, &id, size).await.trim(), "8192");
+    client.remove_pod(&pod).await.unwrap();
+    command("umount", &[]);
+}
+
+#[tokio::test]
 async fn what_a_kubelet_mounts_into_every_container_is_there() {
     let (client, pod, _logs) = pod().await;
     let host = tempfile::tempdir().unwrap();

@@ -229,7 +229,7 @@ macro_rules! about {
 
 about! {
     pod: StopPodSandboxRequest RemovePodSandboxRequest PodSandboxStatusRequest UpdatePodSandboxResourcesRequest
-        PortForwardRequest PodSandboxStatsRequest
+        PortForwardRequest PodSandboxStatsRequest CheckpointPodRequest
 }
 about! {
     container: StartContainerRequest StopContainerRequest RemoveContainerRequest ContainerStatusRequest
@@ -243,7 +243,7 @@ about! {
         ListContainersRequest ListContainerStatsRequest ListPodSandboxStatsRequest ListMetricDescriptorsRequest
         ListPodSandboxMetricsRequest StreamPodSandboxesRequest StreamContainersRequest StreamContainerStatsRequest
         StreamPodSandboxStatsRequest StreamPodSandboxMetricsRequest GetEventsRequest ListImagesRequest
-        StreamImagesRequest ImageFsInfoRequest
+        StreamImagesRequest ImageFsInfoRequest RestorePodRequest
 }
 
 /// Implements a service by methods of the same names, messages in and messages out, with a line of

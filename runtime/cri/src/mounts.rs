@@ -5,7 +5,9 @@ use std::path::{Component, Path, PathBuf};
 
 use nacelle_image::{Image, ImageStore};
 use nacelle_proto::runtime::v1 as cri;
-use nacelle_sandbox::{BlockDevice, ContainerConfig, Mount, MountAccess, MountSource, Propagation, UserNamespace};
+use nacelle_sandbox::{
+    BlockDevice, ContainerConfig, MOUNT_OPTIONS, Mount, MountAccess, MountSource, Propagation, UserNamespace,
+};
 use tonic::Status;
 
 use crate::namespaces;
@@ -75,7 +77,13 @@ fn mount(index: usize, mount: cri::Mount) -> Result<Mount, Status> {
         (true, false) => MountAccess::Read,
         (true, true) => MountAccess::ReadAll,
     };
-    Ok(Mount { container_path, source, access, propagation, mapped })
+    for (at, option) in mount.mount_options.iter().enumerate() {
+        if !MOUNT_OPTIONS.contains(&option.as_str()) {
+            let known = MOUNT_OPTIONS.join(", ");
+            return Err(invalid(&field(&format!("mount_options[{at}]")), format!("{option:?} is none of {known}")));
+        }
+    }
+    Ok(Mount { container_path, source, access, propagation, mapped, options: mount.mount_options })
 }
 
 /// Whose ids a mount's are. Whether they are the pod's is seen where the pod is known.
@@ -188,6 +196,7 @@ pub fn back(mounts: &[Mount]) -> Vec<cri::Mount> {
             image_sub_path,
             uid_mappings: mount.mapped.map(|mapped| namespaces::mapping_back(mapped.uids)).into_iter().collect(),
             gid_mappings: mount.mapped.map(|mapped| namespaces::mapping_back(mapped.gids)).into_iter().collect(),
+            mount_options: mount.options.clone(),
             ..cri::Mount::default()
         }
     };
@@ -232,6 +241,8 @@ mod tests {
                 (m.readonly, m.recursive_read_only) = (true, true);
                 m.propagation = cri::MountPropagation::PropagationHostToContainer.into();
             }),
+            ("mount_options[1]", |m| m.mount_options = vec!["noexec".into(), "size=1m".into()]),
+            ("mount_options[0]", |m| m.mount_options = vec!["rshared".into()]),
             ("uidMappings", |m| m.uid_mappings = mapping(100_000)),
             ("gidMappings", |m| m.gid_mappings = mapping(100_000)),
         ];
@@ -275,6 +286,7 @@ mod tests {
         let mount = cri::Mount {
             readonly: true,
             propagation: cri::MountPropagation::PropagationHostToContainer.into(),
+            mount_options: vec!["noexec".into(), "nosuid".into()],
             ..asked()
         };
         let with_ids = cri::Mount { uid_mappings: vec![same], selinux_relabel: true, ..mount.clone() };

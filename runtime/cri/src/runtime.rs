@@ -133,6 +133,8 @@ service! {
             Read list_pod_sandbox(cri::ListPodSandboxRequest) -> cri::ListPodSandboxResponse;
             Change update_pod_sandbox_resources(cri::UpdatePodSandboxResourcesRequest)
                 -> cri::UpdatePodSandboxResourcesResponse;
+            Change checkpoint_pod(cri::CheckpointPodRequest) -> cri::CheckpointPodResponse;
+            Change restore_pod(cri::RestorePodRequest) -> cri::RestorePodResponse;
             Change port_forward(cri::PortForwardRequest) -> cri::PortForwardResponse;
 
             Change create_container(cri::CreateContainerRequest) -> cri::CreateContainerResponse

@@ -60,8 +60,8 @@ pub use live::{LiveOutput, Overrun};
 pub use manager::Manager;
 pub use model::{
     BlockDevice, Capabilities, ContainerConfig, ContainerImages, ContainerState, ContainerStatus, Dns, ExitInfo,
-    ExitReason, IdMapping, Identity, Mount, MountAccess, MountSource, NamespaceMode, Propagation, Resources,
-    SandboxConfig, SandboxState, SandboxStatus, Seccomp, Security, User, UserNamespace,
+    ExitReason, IdMapping, Identity, MOUNT_OPTIONS, Mount, MountAccess, MountSource, NamespaceMode, Propagation,
+    Resources, SandboxConfig, SandboxState, SandboxStatus, Seccomp, Security, User, UserNamespace,
 };
 pub use nacelle_network::{Error as NetworkError, Mode as NetworkMode, Network, NetworkConfig, PortMapping, Protocol};
 /// The figures of a control group, as the agent reports them.

@@ -168,7 +168,14 @@ pub struct Mount {
     /// Whose ids outside its files' are inside; none if they stay what they are to the guest.
     #[serde(default)]
     pub mapped: Option<UserNamespace>,
+    /// Further options of the bind mount, of those in [`MOUNT_OPTIONS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub options: Vec<String>,
 }
+
+/// The options that a mount can have beside read-only and propagation, in the words of mount(8): those of the mount, not of
+/// the file system, which others use, too.
+pub const MOUNT_OPTIONS: &[&str] = &["noexec", "nodev", "nosuid", "noatime", "nodiratime", "relatime", "strictatime"];
 
 /// Where what is mounted comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -66,6 +66,7 @@ mod tests {
             access: MountAccess::Write,
             propagation: Propagation::Private,
             mapped: mount,
+            options: Vec::new(),
         };
         let plain = Mount { mapped: None, ..mount.clone() };
         let security = Security { user_namespace: own, ..Security::default() };

@@ -62,7 +62,11 @@ impl Runtime {
             status: Some(cri::RuntimeStatus { conditions: vec![ready, network] }),
             info,
             runtime_handlers: handlers.collect(),
-            features: Some(cri::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
+            features: Some(cri::RuntimeFeatures {
+                supplemental_groups_policy: true,
+                user_namespaces_host_network: false,
+                mount_options: true,
+            }),
         })
     }
 

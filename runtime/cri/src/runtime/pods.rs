@@ -8,7 +8,7 @@ use tonic::Status;
 
 use super::{Handler, Runtime, required};
 use crate::filter::{self, id_matches, labels_match};
-use crate::status::{bounded, invalid, of_sandbox};
+use crate::status::{bounded, invalid, of_sandbox, unsupported};
 use crate::{resources, sandbox};
 
 impl Runtime {
@@ -86,6 +86,17 @@ impl Runtime {
         let resources = resources::resources("resources", request.resources)?;
         self.manager.update_sandbox(id, overhead, resources).await.map_err(|e| of_sandbox(&e))?;
         Ok(cri::UpdatePodSandboxResourcesResponse {})
+    }
+
+    pub(super) async fn checkpoint_pod(
+        &self,
+        _: cri::CheckpointPodRequest,
+    ) -> Result<cri::CheckpointPodResponse, Status> {
+        Err(unsupported("pod_sandbox_id", "pods in guests cannot be saved yet; the pod has not been paused"))
+    }
+
+    pub(super) async fn restore_pod(&self, _: cri::RestorePodRequest) -> Result<cri::RestorePodResponse, Status> {
+        Err(unsupported("checkpoint_path", "pods in guests cannot be restored yet; nothing has been made"))
     }
 
     /// The pods that a filter lets through.

@@ -135,6 +135,7 @@ fn a_record_is_checked_when_it_is_read_as_strictly_as_when_it_was_made() {
                 access: MountAccess::Write,
                 propagation: Propagation::Private,
                 mapped: None,
+                options: Vec::new(),
             }];
         },
     ];

@@ -62,7 +62,9 @@ pub fn build(
     .collect::<Result<Vec<_>, _>>()?;
     for (asked, bind) in own {
         let access = if bind.read_only { "ro" } else { "rw" };
-        let mut mount = mount(&asked.container_path, "bind", &bind.source, &["rbind", "rprivate", access])?;
+        let options: Vec<_> =
+            ["rbind", "rprivate", access].into_iter().chain(asked.options.iter().map(String::as_str)).collect();
+        let mut mount = mount(&asked.container_path, "bind", &bind.source, &options)?;
         let mapped = if matches!(asked.source, MountSource::Image { .. }) { namespace } else { asked.mapped };
         if let Some(UserNamespace { uids, gids }) = mapped {
             mount.set_uid_mappings(Some(vec![mapping(uids)?])).set_gid_mappings(Some(vec![mapping(gids)?]));
@@ -90,6 +92,7 @@ mod tests {
             access,
             propagation: Propagation::Private,
             mapped: None,
+            options: Vec::new(),
         }
     }
 
@@ -117,6 +120,15 @@ mod tests {
         let (none, all) = ((None, None), (Some((1000, 65_536)), Some((2000, 65_536))));
         assert_eq!(mapped(Some(namespace)), [none, all, all, none]);
         assert_eq!(mapped(None)[2], none);
+    }
+
+    #[test]
+    fn a_mount_has_the_options_that_were_asked_for() {
+        let asked =
+            model::Mount { options: vec!["noexec".into(), "nosuid".into()], ..asked("/data", MountAccess::Read) };
+        let mounts = build(false, &[(&asked, Bind::of("c", 0, &asked))], None).unwrap();
+        let mount = mounts.iter().find(|mount| mount.destination().ends_with("data")).unwrap();
+        assert_eq!(mount.options().clone().unwrap(), ["rbind", "rprivate", "ro", "noexec", "nosuid"]);
     }
 
     #[test]
