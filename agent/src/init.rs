@@ -7,6 +7,7 @@ use std::ffi::CStr;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move, mount_remount};
@@ -31,6 +32,9 @@ const MOUNTS: [(&str, &str, MountFlags, &CStr); 8] = [
     ("cgroup2", CGROUPS, NONE, c"nsdelegate,memory_recursiveprot"),
 ];
 
+/// Device files that a container finds by name where it asks for them, with the modes that they have on a node.
+const DEVICES: [(&str, u32); 2] = [("/dev/net/tun", 0o666), ("/dev/fuse", 0o666)];
+
 /// Kernel parameters that a node has, too. The second half the kernel would derive from the memory that the guest starts
 /// with, which is little and not what the pod is limited by: threads count for its pids.max, and what a file, a watch or a
 /// waiting signal takes counts for its memory.
@@ -43,6 +47,15 @@ const SYSCTLS: [(&str, &str); 8] = [
     ("fs/epoll/max_user_watches", "4194304"),
     ("fs/file-max", "9223372036854775807"),
     ("kernel/threads-max", "4194304"),
+];
+
+/// What containers find of the pod's network: what containerd 2 gives them, and a node's own namespace would hand down. Nobody
+/// else is in it whom a port below 1024 would have to be kept for.
+const NETWORK_SYSCTLS: [(&str, &str); 3] = [
+    ("net/ipv4/ip_forward", "1"),
+    ("net/ipv4/ip_unprivileged_port_start", "0"),
+    // All that the kernel takes, which are the guest's groups, whosever namespace it is.
+    ("net/ipv4/ping_group_range", "0 2147483647"),
 ];
 
 /// Signals, timers of POSIX among them, that may wait for a user's processes: as many as a host of 32 GiB lets wait.
@@ -97,12 +110,29 @@ pub fn finish() -> Result<()> {
     bring_up_loopback().map_err(Error::system("bring up the loopback interface"))?;
     set_limits().map_err(Error::system("raise the resource limits"))?;
     for (name, value) in SYSCTLS {
-        // A kernel without one of them serves all the same.
-        let _ = fs::write(Path::new("/proc/sys").join(name), value);
+        set_sysctl(name, value);
     }
+    for (path, mode) in DEVICES {
+        // A kernel without one of them serves all the same.
+        let _ = fs::set_permissions(path, fs::Permissions::from_mode(mode));
+    }
+    open_network();
     // Ctrl-Alt-Del is for machines with keyboards.
     let _ = reboot(RebootCommand::CadOff);
     Ok(())
+}
+
+fn set_sysctl(name: &str, value: &str) {
+    // A kernel without one of them serves all the same.
+    let _ = fs::write(Path::new("/proc/sys").join(name), value);
+}
+
+/// Lets everybody in the calling thread's network namespace bind any port, forward and ping. The thread is in the guest's own
+/// user namespace.
+pub fn open_network() {
+    for (name, value) in NETWORK_SYSCTLS {
+        set_sysctl(name, value);
+    }
 }
 
 fn make_directory(path: &str) -> Result<()> {

@@ -72,7 +72,10 @@ impl PodNamespaces {
         };
         let (user, network) = (open("user")?, open("net")?);
         let namespaces = Self { ids, directory, user, network, interfaces: Mutex::default() };
-        namespaces.inside(|| init::bring_up_loopback().map_err(Error::system("bring up the loopback interface")))??;
+        namespaces.inside(|| {
+            init::open_network();
+            init::bring_up_loopback().map_err(Error::system("bring up the loopback interface"))
+        })??;
         Ok(namespaces)
     }
 

@@ -2,11 +2,13 @@
 //!
 //! * [`runtime::v1`]: the Container Runtime Interface, kubelet to daemon.
 //! * [`agent::v1`]: daemon to guest agent, over vsock.
+//! * [`cpu`]: processor shares in cgroup v2's words.
 //! * [`features`]: what an agent may know beyond the first release.
 //! * [`power`]: how the guest says that it powers off.
 //! * [`stdio`]: the raw streams beside `agent.v1` that carry standard input and output.
 //! * [`usage`]: what a control group uses, read into `agent.v1`'s words on both sides.
 
+pub mod cpu;
 pub mod features;
 pub mod port_forward;
 pub mod power;

@@ -12,6 +12,7 @@ mod clones;
 mod container;
 mod contexts;
 mod events;
+mod expectations;
 mod faults;
 mod hostile;
 mod image;

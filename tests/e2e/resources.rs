@@ -110,7 +110,7 @@ async fn every_limit_is_the_guest_s_kernel_s_and_can_be_changed() {
     let id = sleeper(&client, &pod, limits.clone()).await.unwrap();
     let expected = [
         "cpu.max 20000 50000",
-        "cpu.weight 39",
+        "cpu.weight 100",
         "cpuset.cpus",
         "memory.max 67108864",
         "memory.swap.max 0",
@@ -125,7 +125,7 @@ async fn every_limit_is_the_guest_s_kernel_s_and_can_be_changed() {
     let change = Limits { cpu_quota: 30_000, memory_limit_in_bytes: 80 * MIB, ..Default::default() };
     update(&client, &id, change).await.unwrap();
     let files = shell(&client, &id, FILES).await;
-    for line in ["cpu.max 30000 50000", "memory.max 83886080", "cpu.weight 39", "pids.max 20"] {
+    for line in ["cpu.max 30000 50000", "memory.max 83886080", "cpu.weight 100", "pids.max 20"] {
         assert!(files.lines().any(|found| found == line), "no {line} in {files}");
     }
     let shown = client.status(&id).await.unwrap().resources.unwrap().linux.unwrap();

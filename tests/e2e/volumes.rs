@@ -362,7 +362,7 @@ async fn what_cannot_be_mounted_is_refused_by_its_field() {
     let mapped = cri::Mount { gid_mappings: mapping, ..halved.clone() };
     for (mount, field, word) in [
         (mount(&socket, "/run/socket"), "config.mounts[1].host_path", "socket"),
-        (mount(Path::new("/dev/null"), "/null"), "config.mounts[1].host_path", "character device"),
+        (mount(Path::new("/dev/kmsg"), "/log"), "config.mounts[1].host_path", "character device"),
         (both, "config.mounts[1].propagation", "HostToContainer"),
         (halved, "config.mounts[1].uidMappings", "mapped together"),
         (mapped, "config.mounts[1].uidMappings", "the pod is in no user namespace"),
@@ -373,7 +373,7 @@ async fn what_cannot_be_mounted_is_refused_by_its_field() {
     }
     let device =
         |path: &str| cri::Device { host_path: path.into(), container_path: "/dev/x".into(), ..Default::default() };
-    let asked = cri::ContainerConfig { devices: vec![device("/dev/null")], ..config(vec![]) };
+    let asked = cri::ContainerConfig { devices: vec![device("/dev/kmsg")], ..config(vec![]) };
     let error = client.create_as(&pod, asked).await.unwrap_err();
     assert_eq!(error.code(), Code::InvalidArgument, "{error}");
     assert!(error.message().starts_with("config.devices[0].host_path"), "{error}");

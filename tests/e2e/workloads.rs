@@ -226,3 +226,28 @@ async fn a_container_whose_child_was_killed_for_want_of_memory_has_ended_as_it_s
     }
     client.remove_pod(&pod).await.unwrap();
 }
+
+#[tokio::test]
+async fn the_clock_of_a_pod_follows_its_node_s() {
+    let client = Client::node().await;
+    client.pull("busybox").await.unwrap();
+    let logs = tempfile::tempdir().unwrap();
+    let pod = client.run_pod(logs.path()).await.unwrap();
+    let mut config = container_config("busybox", &["sleep", "100000"]);
+    let capabilities = cri::Capability { add_capabilities: vec!["SYS_TIME".into()], ..Default::default() };
+    config.linux.as_mut().unwrap().security_context.get_or_insert_default().capabilities = Some(capabilities);
+    let id = client.create_as(&pod, config).await.unwrap();
+    client.start(&id).await.unwrap();
+    // As wrong as after a long sleep of the node, without touching the node's.
+    client.shell(&id, "date -s @1000000000").await;
+    let deadline = Instant::now() + limit(60);
+    loop {
+        let seen: u64 = client.shell(&id, "date +%s").await.parse().unwrap();
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        if now.abs_diff(seen) < limit(10).as_secs() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{seen} in the pod, {now} on the node");
+    }
+    client.remove_pod(&pod).await.unwrap();
+}

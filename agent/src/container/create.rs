@@ -14,7 +14,8 @@ use super::cgroup::Cgroup;
 use super::rootfs::RootFs;
 use super::spec::{self, Completion};
 use super::{
-    Container, Init, Phase, Status, check_id, cwd, device_policy, guest_devices, limits, user_namespace, volumes,
+    Container, Init, Phase, Status, check_id, cwd, device_policy, guest_devices, limits, mount_points, user_namespace,
+    volumes,
 };
 use crate::agent::Agent;
 use crate::error::{Error, Result};
@@ -150,6 +151,7 @@ impl Agent {
             namespaces.ids.check(identity.uid, &identity.groups)?;
             user_namespace::join(spec, namespaces)?;
         }
+        mount_points::settle(spec, &root.root())?;
         let mut resources = spec::take_resources(spec);
         for (device, allowed) in self.disks(request)? {
             match namespaces {

@@ -9,6 +9,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use libcontainer::oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
+use nacelle_proto::cpu::weight;
 
 use crate::error::{Error, Result};
 
@@ -153,11 +154,6 @@ fn or_max(limit: i64) -> String {
     if limit < 0 { "max".into() } else { limit.to_string() }
 }
 
-/// The weight of cgroup v2 for shares of cgroup v1, as the kubelet translates them.
-fn weight(shares: u64) -> u64 {
-    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -187,7 +183,7 @@ mod tests {
         assert_eq!(
             pairs(&settings),
             [
-                ("cpu.weight", "39"),
+                ("cpu.weight", "100"),
                 ("cpu.max", "50000 100000"),
                 ("cpuset.cpus", "0"),
                 ("cpuset.mems", "0"),

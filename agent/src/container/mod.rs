@@ -22,6 +22,7 @@ pub mod device_policy;
 mod exec;
 mod guest_devices;
 mod limits;
+mod mount_points;
 mod remove;
 mod rootfs;
 mod signal;

@@ -14,6 +14,9 @@ use crate::users::{Databases, Identity};
 /// Where commands are searched if nobody says otherwise.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// The terminal of a process that has one, where nothing else is set.
+const TERM: &str = "TERM=xterm";
+
 /// What the guest adds to a specification.
 #[derive(Debug)]
 pub struct Completion<'a> {
@@ -202,6 +205,9 @@ pub fn tenant(pattern: &ProcessSpec, args: Vec<String>, env: &[String], terminal
     let added: Vec<String> = env.iter().map(|entry| name(entry)).collect();
     merged.retain(|entry| !added.contains(&name(entry)));
     merged.extend_from_slice(env);
+    if terminal && !merged.iter().any(|entry| entry.starts_with("TERM=")) {
+        merged.push(TERM.to_owned());
+    }
     Ok(process)
 }
 
@@ -316,5 +322,20 @@ mod tests {
         assert_eq!(process.terminal(), Some(false));
         assert!(tenant(pattern, vec![], &[], false).is_err());
         assert!(tenant(pattern, vec!["ls".into()], &["=".into()], false).is_err());
+    }
+
+    #[test]
+    fn a_further_process_with_a_terminal_knows_its_kind() {
+        let (spec, _) = completed(&json(), "www", false);
+        let pattern = spec.process().as_ref().unwrap();
+        let term = |env: &[&str], terminal| {
+            let env: Vec<String> = env.iter().map(ToString::to_string).collect();
+            let process = tenant(pattern, vec!["top".into()], &env, terminal).unwrap();
+            let terms = process.env().iter().flatten().filter(|entry| entry.starts_with("TERM=")).cloned();
+            terms.collect::<Vec<_>>()
+        };
+        assert_eq!(term(&[], true), ["TERM=xterm"]);
+        assert_eq!(term(&["TERM=vt100"], true), ["TERM=vt100"]);
+        assert!(term(&[], false).is_empty());
     }
 }

@@ -13,8 +13,9 @@ const INGRESS: &str = "kubernetes.io/ingress-bandwidth";
 const EGRESS: &str = "kubernetes.io/egress-bandwidth";
 /// What makes sense there: 1 kbit/s to 1 Pbit/s.
 const BANDWIDTH: std::ops::RangeInclusive<u64> = 1_000..=1_000_000_000_000_000;
-/// How much may come at once, in bits: as much as plugins can count.
-const BURST: u64 = u32::MAX as u64;
+/// How much may come at once, in bits, beside what the rate gives in a second: not less than the largest packet that is cut
+/// only behind the queue, which would never get through, nor more than plugins can count.
+const BURST: std::ops::RangeInclusive<u64> = (64 << 10) * 8..=u32::MAX as u64;
 /// The capability that passes the pod's annotations on, as other runtimes name it.
 const POD_ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
 
@@ -116,7 +117,9 @@ impl Pod {
             for (name, rate) in [("ingress", ingress), ("egress", egress)] {
                 if let Some(rate) = rate {
                     bandwidth.insert(format!("{name}Rate"), rate.into());
-                    bandwidth.insert(format!("{name}Burst"), BURST.into());
+                    // A second's worth: more, and a limit of 1 Mbit/s would begin to hold after an hour.
+                    let burst = rate.clamp(*BURST.start(), *BURST.end());
+                    bandwidth.insert(format!("{name}Burst"), burst.into());
                 }
             }
             map.insert("bandwidth".into(), bandwidth.into());
@@ -217,9 +220,21 @@ mod tests {
                 { "hostPort": 5353, "containerPort": 53, "protocol": "udp", "hostIP": "127.0.0.1" },
             ])
         );
-        assert_eq!(capabilities["bandwidth"], json!({ "egressRate": 10_000_000, "egressBurst": BURST }));
+        assert_eq!(capabilities["bandwidth"], json!({ "egressRate": 10_000_000, "egressBurst": 10_000_000 }));
         assert_eq!(capabilities["dns"]["servers"], json!(["10.0.0.1"]));
         assert!(Pod::default().capabilities().unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_may_come_at_once_is_a_second_of_the_rate() {
+        let burst = |rate: &str| {
+            let annotations = BTreeMap::from([(INGRESS.to_owned(), rate.to_owned())]);
+            let capabilities = Pod { annotations, ..Pod::default() }.capabilities().unwrap();
+            capabilities["bandwidth"]["ingressBurst"].as_u64().unwrap()
+        };
+        assert_eq!((burst("2M"), burst("1G")), (2_000_000, 1_000_000_000));
+        assert_eq!(burst("1k"), 64 * 1024 * 8, "a packet gets through");
+        assert_eq!(burst("100G"), u64::from(u32::MAX), "as much as plugins can count");
     }
 
     #[test]

@@ -233,7 +233,7 @@ impl From<Image> for ContainerImages {
     }
 }
 
-/// A block device of the host in a container.
+/// A block device of the host in a container, or a device that the guest has itself by that name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockDevice {
     /// Its file on the host.

@@ -29,6 +29,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::beneath::Directory;
 use crate::model::{BlockDevice, ContainerConfig, MountAccess, MountSource, Propagation};
+use crate::spec::guest_has;
 use crate::{Error, Result};
 
 /// Digits of a container's id in the name of a volume.
@@ -77,12 +78,15 @@ pub async fn open_all(pod: &str, config: &ContainerConfig, limit: Duration) -> R
         };
         let (mut host, mut block) = (Vec::new(), Vec::new());
         for (index, mount) in config.mounts.iter().enumerate() {
-            if let MountSource::Host(path) = &mount.source {
+            // What the guest has itself is nothing of the host's.
+            if let MountSource::Host(path) = &mount.source
+                && !guest_has(path)
+            {
                 begin("mounts", index, path);
                 host.push((index, open_host(index, path, mount.access, mount.propagation)?));
             }
         }
-        for (index, device) in config.devices.iter().enumerate() {
+        for (index, device) in config.devices.iter().enumerate().filter(|(_, device)| !guest_has(&device.host_path)) {
             begin("devices", index, &device.host_path);
             block.push(open_block(index, device)?);
         }
@@ -301,8 +305,8 @@ fn open_block(index: usize, device: &BlockDevice) -> Result<File> {
     let place = hold(path).map_err(failed)?;
     if !place.metadata().map_err(failed)?.file_type().is_block_device() {
         let problem = format!(
-            "{} is no block device of the host; no other device can be given to a guest: run the pod by another runtime \
-             class",
+            "{} is no block device of the host, and none that a guest has itself (/dev/fuse, /dev/net/tun); no other device \
+             can be given to a guest: run the pod by another runtime class",
             path.display()
         );
         return Err(wrong(problem));
@@ -350,7 +354,7 @@ mod tests {
         let _listener = UnixListener::bind(&socket).unwrap();
         let dangling = directory.path().join("dangling");
         symlink("/no/such/place", &dangling).unwrap();
-        for (path, word) in [(socket.as_path(), "socket"), (Path::new("/dev/null"), "character device")] {
+        for (path, word) in [(socket.as_path(), "socket"), (Path::new("/dev/tty"), "character device")] {
             let error = open(path).unwrap_err().to_string();
             assert!(error.starts_with("config.mounts[3].host_path: ") && error.contains(word), "{error}");
         }
@@ -379,7 +383,7 @@ mod tests {
             container_path: "/dev/xvda".into(),
             permissions: "rw".into(),
         };
-        for path in ["/dev/null", "/", "/no/such/device"] {
+        for path in ["/dev/tty", "/", "/no/such/device"] {
             let error = open_block(1, &device(path)).unwrap_err().to_string();
             assert!(error.starts_with("config.devices[1].host_path: ") && error.contains(path), "{error}");
         }

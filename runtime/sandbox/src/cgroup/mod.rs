@@ -171,7 +171,7 @@ impl Cgroup {
             write("cpu.max", format!("{} {period}", resources.cpu_quota.saturating_add(extra)))?;
         }
         if resources.cpu_shares > 0 {
-            write("cpu.weight", weight(resources.cpu_shares).to_string())?;
+            write("cpu.weight", nacelle_proto::cpu::weight(resources.cpu_shares.unsigned_abs()).to_string())?;
         }
         if resources.memory_limit > 0 && overhead.memory_limit > 0 {
             let limit = resources.memory_limit.saturating_add(overhead.memory_limit).unsigned_abs();
@@ -291,11 +291,6 @@ fn parent_path(parent: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The weight of cgroup v2 for shares of cgroup v1, as the kubelet translates them.
-fn weight(shares: i64) -> i64 {
-    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
-}
-
 /// Whether there is a cgroup v2 hierarchy that we may write to.
 fn available() -> bool {
     Path::new(HIERARCHY).join("cgroup.controllers").exists()
@@ -337,10 +332,5 @@ mod tests {
     fn a_pod_whose_parent_is_not_there_is_bounded_by_what_was_asked() {
         assert_eq!(bounds("/no/such/parent").unwrap(), Bounds::default());
         assert_eq!(bounds("").unwrap(), Bounds::default());
-    }
-
-    #[test]
-    fn the_range_of_shares_is_the_range_of_weights() {
-        assert_eq!((weight(2), weight(1024), weight(262_144), weight(i64::MAX)), (1, 39, 10_000, 10_000));
     }
 }

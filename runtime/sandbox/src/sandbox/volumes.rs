@@ -12,7 +12,7 @@ use super::teardown::owner;
 use crate::container::Container;
 use crate::failpoint::step;
 use crate::model::{ContainerConfig, ContainerImages, MountSource};
-use crate::spec::Bind;
+use crate::spec::{Bind, guest_has};
 use crate::vm::Vm;
 use crate::volumes::{self, HostVolume};
 use crate::{Error, Result};
@@ -68,7 +68,8 @@ impl Volumes {
             let name = volumes::name(&container.id, index);
             request.images.push(api::ImageVolume { name, device: Some(device), sub_path: sub_path.clone() });
         }
-        for (index, (device, file)) in config.devices.iter().zip(self.block).enumerate() {
+        let block = config.devices.iter().filter(|device| !guest_has(&device.host_path));
+        for (index, (device, file)) in block.zip(self.block).enumerate() {
             let part = format!("block.{index}");
             let disk = add_disk(vm, container, part, !volumes::writable(device), vec![file]).await?;
             request.block_devices.push(api::BlockDevice {

@@ -11,6 +11,7 @@
 
 mod apparmor;
 mod capabilities;
+mod guest_devices;
 mod mounts;
 mod process;
 mod resources;
@@ -21,6 +22,7 @@ use oci_spec::runtime::{
 };
 
 pub use apparmor::policy as apparmor_policy;
+pub use guest_devices::has as guest_has;
 pub use mounts::Bind;
 pub use process::{ImageDefaults, user};
 pub use resources::build as limits;
@@ -70,10 +72,14 @@ pub fn build(
         Some(paths) => paths.clone(),
         None => default.iter().map(ToString::to_string).collect(),
     };
+    let mut resources = resources::build(&config.resources, security.privileged)?;
+    if !security.privileged {
+        resources.devices_mut().get_or_insert_default().extend(guest_devices::rules(config)?);
+    }
     let mut linux = LinuxBuilder::default()
         .namespaces(namespaces)
         .cgroups_path(cgroup)
-        .resources(resources::build(&config.resources, security.privileged)?)
+        .resources(resources)
         .masked_paths(paths(&security.masked_paths, MASKED))
         .readonly_paths(paths(&security.readonly_paths, READONLY));
     if let Some(filter) = filter(security)? {
@@ -83,7 +89,7 @@ pub fn build(
         .version("1.0.2")
         .root(RootBuilder::default().path("rootfs").readonly(security.readonly_rootfs).build().map_err(internal)?)
         .process(process::build(config, image, hostname)?)
-        .mounts(mounts::build(security.privileged, &own, security.user_namespace).map_err(internal)?)
+        .mounts(mounts::build(security.privileged, &own, &config.devices, security.user_namespace).map_err(internal)?)
         .linux(linux.build().map_err(internal)?)
         .build()
         .map_err(internal)?;
