@@ -1,5 +1,6 @@
 //! Pods and their network, as a cluster would use it.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -285,11 +286,19 @@ async fn a_pod_has_both_families_and_several_interfaces() {
     client.pull("busybox").await.unwrap();
     let first = Network { daemon: &daemon, bridge: "nt-dual", number: 2 };
     let six = json!([{ "subnet": "fd00:245:2::/64" }]);
-    first.write("10.conflist", json!([first.range()[0], six]), &[json!({ "type": "tuning", "mtu": 1400 })]);
+    first.write("10.conflist", json!([first.range()[0], six]), &[json!({
+        "type": "tuning", "mtu": 1400,
+        "sysctl": { "net.core.somaxconn": "500", "net.ipv4.conf.eth0.rp_filter": "2", "net.ipv4.tcp_fin_timeout": "7" }
+    })]);
     let second = Network { daemon: &daemon, bridge: "nt-second", number: 3 };
     second.write("20.conflist", second.range(), &[]);
     let logs = tempfile::tempdir().unwrap();
-    let (pod, container) = server(&client, pod_config(logs.path())).await;
+    let mut config = pod_config(logs.path());
+    let own = HashMap::from([("net.ipv4.tcp_fin_timeout".to_owned(), "9".to_owned())]);
+    config.linux.get_or_insert_default().sysctls = own;
+    let (pod, container) = server(&client, config).await;
+    let set = "cd /proc/sys/net; cat core/somaxconn ipv4/conf/eth0/rp_filter ipv4/tcp_fin_timeout";
+    assert_eq!(client.shell(&container, set).await, "500\n2\n9", "as the plugin has set them, but for the pod's own");
     let ips: Vec<_> = addresses(&client, &pod).await.iter().map(ToString::to_string).collect();
     assert!(
         matches!(&ips[..], [four, six] if four.starts_with("10.245.2.") && six.starts_with("fd00:245:2::")),

@@ -29,6 +29,7 @@ mod join;
 mod lock;
 mod netns;
 mod network;
+mod parameters;
 mod record;
 mod status;
 mod tap;
@@ -40,6 +41,7 @@ pub use config::{Mode, NetworkConfig};
 pub use error::Error;
 pub use nacelle_netlink::{Address, Interface, Mac, Neighbour, Route, Scope};
 pub use network::{Attached, GuestInterface, Network};
+pub use parameters::Parameters;
 
 /// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

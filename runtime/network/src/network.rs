@@ -17,6 +17,7 @@ use crate::cni::{self, AddResult, Attachment, Chain, NetworkList, Plugins};
 use crate::join::{self, Joined};
 use crate::lock::{self, Held, How, LOCK};
 use crate::netns::Netns;
+use crate::parameters::{self, Parameters};
 use crate::record::{Durable, NETWORKS_LIMIT, Record, is_id};
 use crate::status::Status;
 use crate::turn::Turns;
@@ -45,6 +46,8 @@ pub struct Attached {
     pub ips: Vec<IpAddr>,
     /// Name resolution as its networks know it.
     pub dns: Dns,
+    /// Kernel parameters that its plugins have set for it.
+    pub parameters: Parameters,
 }
 
 /// The networks of the host. Cheap to clone.
@@ -179,6 +182,10 @@ impl Network {
         let plugins = Plugins { cancel: Some(cancel.clone()), ..(*self.plugins).clone() };
         let attached = netns.create().and_then(|()| {
             let mut results = Vec::new();
+            let before = match parameters::may_change(&lists) {
+                true => Some(netns.enter(|| Ok(parameters::read()))?),
+                false => None,
+            };
             for (number, list) in lists.into_iter().enumerate() {
                 let (args, capabilities) = (args.clone(), capabilities.clone());
                 let interface = format!("{PREFIX}{number}");
@@ -191,8 +198,17 @@ impl Network {
                 record.write(path, Durable::No)?;
             }
             let named: Vec<_> = results.iter().flat_map(AddResult::in_sandbox).map(str::to_owned).collect();
-            let joined = netns.enter(|| join::join_all(&pod.id, &named))?;
-            if cancel.asked() { Err(Error::Cancelled) } else { Ok(summary(joined, &results)) }
+            let (joined, parameters) = netns.enter(|| {
+                // Before there are taps, which are nothing of the plugins'.
+                let set =
+                    before.map_or_else(Parameters::new, |before| parameters::changed(&before, parameters::read()));
+                Ok((join::join_all(&pod.id, &named)?, set))
+            })?;
+            if cancel.asked() {
+                Err(Error::Cancelled)
+            } else {
+                Ok(Attached { parameters, ..summary(joined, &results) })
+            }
         });
         let attached = attached.map_err(|add| match self.undo(&mut record, path) {
             Ok(()) => add,
@@ -248,5 +264,5 @@ fn summary(joined: Vec<Joined>, results: &[AddResult]) -> Attached {
         options: dns.options.clone(),
     });
     let interfaces = joined.into_iter().map(|Joined { interface, tap }| GuestInterface { interface, tap }).collect();
-    Attached { interfaces, ips, dns }
+    Attached { interfaces, ips, dns, parameters: Parameters::new() }
 }

@@ -1,6 +1,7 @@
 //! A sandbox's network: attached while its guest boots, handed to the guest, detached when
 //! it has ended.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 use std::fs::File;
 
@@ -94,6 +95,18 @@ pub fn network_pod(id: &str, config: &SandboxConfig) -> Pod {
     }
 }
 
+/// The pod's kernel parameters: those that its plugins have set in its namespace on the host, unless it sets them itself.
+pub fn sysctls(config: &SandboxConfig, attached: Option<&Attached>) -> HashMap<String, String> {
+    // As with sysctl(8), the first separator decides which one separates.
+    let file = |name: &String| match name.find(['.', '/']).is_some_and(|at| name[at..].starts_with('.')) {
+        true => name.replace('.', "/"),
+        false => name.clone(),
+    };
+    let own: HashSet<_> = config.sysctls.keys().map(file).collect();
+    let set = attached.into_iter().flat_map(|attached| &attached.parameters).filter(|(name, _)| !own.contains(*name));
+    set.chain(&config.sysctls).map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
 fn mtu(interface: &Interface) -> Result<u16> {
     u16::try_from(interface.mtu).map_err(|_| {
         let (name, mtu) = (&interface.name, interface.mtu);
@@ -176,6 +189,26 @@ mod tests {
         assert!(text.starts_with("127.0.0.1\tlocalhost\n::1\t"), "{text}");
         assert!(text.ends_with("10.1.0.5\tweb\nfd00::5\tweb\n"), "{text}");
         assert_eq!(hosts(&config, None), "");
+    }
+
+    #[test]
+    fn parameters_that_plugins_have_set_are_the_pod_s_unless_it_sets_them_itself() {
+        let list = |list: &[(&str, &str)]| list.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        let config = SandboxConfig {
+            sysctls: list(&[("net.core.somaxconn", "1"), ("net/ipv4/conf/eth0.5/rp_filter", "1")]),
+            ..SandboxConfig::default()
+        };
+        let parameters = list(&[
+            ("net/core/somaxconn", "500"),
+            ("net/ipv4/conf/eth0.5/rp_filter", "2"),
+            ("net/ipv4/tcp_fin_timeout", "7"),
+        ]);
+        let attached = Attached { parameters, ..Attached::default() };
+        let mut all: Vec<_> = sysctls(&config, Some(&attached)).into_iter().collect();
+        all.sort();
+        let expected =
+            [("net.core.somaxconn", "1"), ("net/ipv4/conf/eth0.5/rp_filter", "1"), ("net/ipv4/tcp_fin_timeout", "7")];
+        assert_eq!(all, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
     }
 
     #[test]

@@ -82,7 +82,7 @@ impl Sandbox {
             hostname: config.host_name(),
             resolv_conf: network::resolv_conf(&config.dns, attached.as_ref()).into_bytes(),
             hosts: network::hosts(&config, attached.as_ref()).into_bytes(),
-            sysctls: config.sysctls.clone().into_iter().collect(),
+            sysctls: network::sysctls(&config, attached.as_ref()),
             scratch: Some(api::Device { slot: slot.into() }),
             clock_seconds: now.div_euclid(1_000_000_000),
             clock_nanoseconds: i32::try_from(now.rem_euclid(1_000_000_000)).unwrap_or(0),
