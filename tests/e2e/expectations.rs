@@ -233,3 +233,43 @@ async fn a_core_is_dumped_for_who_asks_into_his_own_directory() {
     assert_eq!(pod.client.shell(&id, script).await, "core");
     pod.remove().await;
 }
+
+/// Opens an association's socket, and runs a program of 32 bits, which ends with 42.
+const OLD_AND_RARE: &str = r"
+import os, socket, struct, subprocess
+server = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP)
+server.bind(('127.0.0.1', 0))
+server.listen()
+client = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP)
+client.connect(server.getsockname())
+client.sendall(b'hello')
+assert server.accept()[0].recv(5) == b'hello'
+code = bytes.fromhex('b801000000bb2a000000cd80')
+head = b'\x7fELF\1\1\1' + bytes(9) + struct.pack('<HHIIIIIHHHHHH', 2, 3, 1, 0x8048054, 52, 0, 0, 52, 32, 1, 0, 0, 0)
+segment = struct.pack('<8I', 1, 0, 0x8048000, 0x8048000, 84 + len(code), 84 + len(code), 5, 4096)
+with open('/tmp/old', 'wb') as file: file.write(head + segment + code)
+os.chmod('/tmp/old', 0o755)
+print(subprocess.run(['/tmp/old']).returncode)
+";
+
+#[tokio::test]
+async fn the_guest_s_kernel_has_what_pods_of_a_telephone_network_and_of_old_vendors_need() {
+    let pod = Pod::run("debian").await;
+    let mut config = sleeper("debian");
+    // The default filter knows calls of 64 bits only.
+    let kind = cri::security_profile::ProfileType::Unconfined.into();
+    security(&mut config).seccomp = Some(cri::SecurityProfile { profile_type: kind, localhost_ref: String::new() });
+    let id = pod.start(config).await;
+    let answer = pod.client.exec(&id, &["python3", "-c", OLD_AND_RARE]).await.unwrap();
+    let said = String::from_utf8_lossy(&[answer.stdout, answer.stderr].concat()).into_owned();
+    assert_eq!(said.trim(), "42");
+
+    pod.client.pull("busybox").await.unwrap();
+    let mut config = sleeper("busybox");
+    config.metadata.as_mut().unwrap().name = "tunnel".into();
+    security(&mut config).capabilities =
+        Some(cri::Capability { add_capabilities: vec!["NET_ADMIN".into()], ..cri::Capability::default() });
+    let id = pod.start(config).await;
+    pod.client.shell(&id, "ip link add guard type wireguard && ip link show guard").await;
+    pod.remove().await;
+}
