@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use kvm_ioctls::Kvm;
-use nacelle_sandbox::{GuestConfig, Network, Versions, versions_on_record};
+use nacelle_sandbox::{GuestConfig, GuestHandler, Network, Versions, versions_on_record};
 
 use crate::config::Config;
 
@@ -31,14 +31,12 @@ enum Virtualisation {
 
 /// Prints what was found; fails if guests cannot run.
 pub fn main(config: &Config) -> ExitCode {
+    let guest = config.default_guest();
     let findings = [
         Finding { what: "virtualisation", result: virtualisation(), required: true },
-        Finding { what: "guest kernel", result: readable(&config.guest.kernel, "guest.kernel"), required: true },
-        Finding {
-            what: "guest initramfs",
-            result: readable(&config.guest.initramfs, "guest.initramfs"),
-            required: true,
-        },
+        Finding { what: "guest kernel", result: readable(&guest.kernel, "guest.kernel"), required: true },
+        Finding { what: "guest initramfs", result: readable(&guest.initramfs, "guest.initramfs"), required: true },
+        Finding { what: "handlers", result: handlers(config), required: false },
         Finding { what: "mkfs.ext4", result: mkfs(), required: true },
         Finding { what: "cgroup v2", result: cgroup(), required: false },
         Finding { what: "pod network", result: network(config), required: false },
@@ -68,8 +66,23 @@ pub fn main(config: &Config) -> ExitCode {
 /// The short form for the CRI's Status: why guests cannot run, or that they can.
 pub fn guests_can_run(guest: &GuestConfig) -> Result<(), String> {
     virtualisation()?;
-    readable(&guest.kernel, "guest.kernel")?;
-    readable(&guest.initramfs, "guest.initramfs")?;
+    has_files("guest", guest)
+}
+
+/// Which handlers cannot make guests, and why; `handlers` are those that do it in their own way.
+pub fn handlers_can_run(handlers: &BTreeMap<String, GuestHandler>) -> Result<(), String> {
+    let check = |(name, handler): (&String, &GuestHandler)| {
+        let why = has_files(&format!("handlers.{name}"), &handler.guest).err()?;
+        Some(format!("{name}: {why}"))
+    };
+    let troubles: Vec<_> = handlers.iter().filter_map(check).collect();
+    if troubles.is_empty() { Ok(()) } else { Err(troubles.join("; ")) }
+}
+
+/// Whether what guests start from is there. `of` is the table of the configuration that says it.
+fn has_files(of: &str, guest: &GuestConfig) -> Result<(), String> {
+    readable(&guest.kernel, &format!("{of}.kernel"))?;
+    readable(&guest.initramfs, &format!("{of}.initramfs"))?;
     Ok(())
 }
 
@@ -127,6 +140,15 @@ fn readable(path: &Path, key: &str) -> Result<String, String> {
         Ok(_) => Err(format!("{} is empty or no file: build the guest image, or set {key}", path.display())),
         Err(error) => Err(format!("{} ({error}): build the guest image, or set {key}", path.display())),
     }
+}
+
+fn handlers(config: &Config) -> Result<String, String> {
+    handlers_can_run(&config.guest_handlers())?;
+    let names = config.handlers.keys().map(|name| match *name == config.default_handler {
+        true => format!("{name} (the default)"),
+        false => name.clone(),
+    });
+    Ok(names.collect::<Vec<_>>().join(", "))
 }
 
 fn mkfs() -> Result<String, String> {
@@ -226,6 +248,22 @@ mod tests {
         assert_eq!(classify("flags\t\t: fpu vmx sse"), Virtualisation::Hardware("Intel VT-x"));
         assert_eq!(classify("flags\t\t: fpu svm"), Virtualisation::Hardware("AMD-V"));
         assert_eq!(classify("flags\t\t: fpu vmxoff svm_lock\nvmx flags : ept"), Virtualisation::Software);
+    }
+
+    #[test]
+    fn a_handler_without_its_kernel_is_told_by_its_name_and_key() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        std::fs::write(&file, "x").unwrap();
+        let with = |kernel: &Path| {
+            let guest = GuestConfig { kernel: kernel.into(), initramfs: file.clone(), ..GuestConfig::default() };
+            GuestHandler { guest, ..GuestHandler::default() }
+        };
+        let mut handlers = BTreeMap::from([("kata".to_owned(), with(&file))]);
+        handlers_can_run(&handlers).unwrap();
+        handlers.insert("own".into(), with(Path::new("/no/such/vmlinux")));
+        let error = handlers_can_run(&handlers).unwrap_err();
+        assert!(error.starts_with("own: /no/such/vmlinux") && error.contains("handlers.own.kernel"), "{error}");
     }
 
     #[test]

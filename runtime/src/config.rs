@@ -1,13 +1,15 @@
 //! The one configuration file: every key has a default, an unknown key is an error.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use nacelle_image::Mirrors;
-use nacelle_sandbox::{CgroupDriver, GuestConfig, ManagerConfig, NetworkConfig, Seccomp};
+use nacelle_sandbox::{CgroupDriver, GuestConfig, GuestHandler, ManagerConfig, NetworkConfig, Seccomp};
 use serde::{Deserialize, Serialize};
 
+use crate::handlers::{self, HandlerConfig};
 use crate::streaming::StreamingConfig;
 
 /// Read when no other file is named.
@@ -25,8 +27,6 @@ pub struct Config {
     pub root: PathBuf,
     /// Directory that need not.
     pub run: PathBuf,
-    /// Names of the RuntimeClass handlers.
-    pub handlers: Vec<String>,
     /// What is logged.
     pub log: String,
     /// Factor on every deadline.
@@ -45,6 +45,10 @@ pub struct Config {
     pub images: ImagesConfig,
     /// Where exec, attach and port forwarding are served.
     pub streaming: StreamingConfig,
+    /// The handler of pods without a RuntimeClass.
+    pub default_handler: String,
+    /// The RuntimeClass handlers, by name.
+    pub handlers: BTreeMap<String, HandlerConfig>,
 }
 
 /// Where registries are.
@@ -95,7 +99,6 @@ impl Default for Config {
             socket: "/run/nacelle/nacelle.sock".into(),
             root: "/var/lib/nacelle".into(),
             run: "/run/nacelle".into(),
-            handlers: vec!["kata".into()],
             log: "info".into(),
             timeout_scale: 1.0,
             cgroup_driver: CgroupDriver::default(),
@@ -105,6 +108,8 @@ impl Default for Config {
             registry: RegistryConfig::default(),
             images: ImagesConfig::default(),
             streaming: StreamingConfig::default(),
+            default_handler: "kata".into(),
+            handlers: BTreeMap::from([("kata".into(), HandlerConfig::default())]),
         }
     }
 }
@@ -133,15 +138,10 @@ impl Config {
         if !(self.timeout_scale > 0.0 && self.timeout_scale <= 10_000.0) {
             bail!("timeout_scale = {} must be above 0 and at most 10000", self.timeout_scale);
         }
-        if self.handlers.is_empty() || self.handlers.iter().any(String::is_empty) {
-            bail!("handlers must name at least one handler, for example \"kata\"");
-        }
         let paths = [
             ("socket", &self.socket),
             ("root", &self.root),
             ("run", &self.run),
-            ("guest.kernel", &self.guest.kernel),
-            ("guest.initramfs", &self.guest.initramfs),
             ("guest.template_directory", &self.guest.template_directory),
             ("network.conf_directory", &self.network.conf_directory),
             ("network.netns_directory", &self.network.netns_directory),
@@ -154,24 +154,19 @@ impl Config {
         for name in &self.images.pinned {
             name.parse::<nacelle_image::Reference>().with_context(|| format!("images.pinned = {name:?}"))?;
         }
+        let guest = &self.guest;
+        check_guest("guest", guest)?;
         let ranges = [
-            ("guest.memory_mib", self.guest.memory_mib, 64..=1 << 20),
-            ("guest.base_mib", self.guest.base_mib, 32..=1 << 20),
-            ("guest.max_memory_mib", self.guest.max_memory_mib, 0..=1 << 20),
-            ("guest.vcpus", u64::from(self.guest.vcpus), 1..=64),
-            ("guest.max_vcpus", u64::from(self.guest.max_vcpus), u64::from(self.guest.vcpus)..=64),
-            ("guest.scratch_mib", self.guest.scratch_mib, 16..=16 << 20),
-            ("guest.templates", self.guest.templates.into(), 0..=64),
-            ("guest.boot_seconds", self.guest.boot_seconds, 1..=3600),
-            ("guest.call_seconds", self.guest.call_seconds, 1..=3600),
-            ("guest.unknown_seconds", self.guest.unknown_seconds, 1..=7 * 24 * 3600),
+            ("guest.templates", guest.templates.into(), 0..=64),
+            ("guest.boot_seconds", guest.boot_seconds, 1..=3600),
+            ("guest.call_seconds", guest.call_seconds, 1..=3600),
+            ("guest.unknown_seconds", guest.unknown_seconds, 1..=7 * 24 * 3600),
             ("network.networks", self.network.networks as u64, 1..=16),
             ("network.plugin_seconds", self.network.plugin_seconds, 1..=3600),
             ("network.del_seconds", self.network.del_seconds, 1..=86_400),
         ];
-        if let Some((key, value, range)) = ranges.iter().find(|(_, value, range)| !range.contains(value)) {
-            bail!("{key} = {value} must be {} to {}", range.start(), range.end());
-        }
+        check_ranges(ranges)?;
+        handlers::validate(self)?;
         self.streaming.validate()
     }
 
@@ -182,10 +177,22 @@ impl Config {
             run: self.run.clone(),
             program,
             guest: self.guest.clone(),
+            handlers: self.guest_handlers(),
             network: self.network.clone(),
             cgroup_driver: self.cgroup_driver,
             timeout_scale: self.timeout_scale,
         }
+    }
+
+    /// The handlers, each in whole.
+    pub fn guest_handlers(&self) -> BTreeMap<String, GuestHandler> {
+        self.handlers.iter().map(|(name, handler)| (name.clone(), handler.of(&self.guest))).collect()
+    }
+
+    /// How guests of the default handler are made.
+    pub fn default_guest(&self) -> GuestConfig {
+        let handler = self.handlers.get(&self.default_handler);
+        handler.map_or_else(|| self.guest.clone(), |handler| handler.of(&self.guest).guest)
     }
 
     /// How the store of images is opened.
@@ -208,7 +215,6 @@ impl Config {
         key("Unix socket on which the Container Runtime Interface is served.", "socket", toml(&self.socket));
         key("Directory for images, records and disks of pods; survives a reboot.", "root", toml(&self.root));
         key("Directory for sockets of running pods; may be a tmpfs.", "run", toml(&self.run));
-        key("Names of the RuntimeClass handlers served; the first is the default.", "handlers", toml(&self.handlers));
         key(
             "What is logged: error, warn, info, debug, trace, or several with targets, as in RUST_LOG, which wins: \
              \"info,nacelle::cri::exec=warn\" leaves the calls of probes out, \"info,nacelle::cri=debug\" has the \
@@ -301,8 +307,37 @@ impl Config {
         );
         key("Images that the kubelet must not remove to make room.", "images.pinned", toml(&self.images.pinned));
         self.streaming.describe(&mut key);
+        key("The handler of pods without a RuntimeClass.", "default_handler", toml(&self.default_handler));
+        handlers::describe(&self.handlers, &mut key);
         out
     }
+}
+
+/// Refuses what no guest can have. `of` is the table that says it.
+pub fn check_guest(of: &str, guest: &GuestConfig) -> anyhow::Result<()> {
+    for (key, path) in [("kernel", &guest.kernel), ("initramfs", &guest.initramfs)] {
+        if !path.is_absolute() {
+            bail!("{of}.{key} = {path:?} must be an absolute path");
+        }
+    }
+    let ranges = [
+        ("memory_mib", guest.memory_mib, 64..=1 << 20),
+        ("base_mib", guest.base_mib, 32..=1 << 20),
+        ("max_memory_mib", guest.max_memory_mib, 0..=1 << 20),
+        ("vcpus", u64::from(guest.vcpus), 1..=64),
+        ("max_vcpus", u64::from(guest.max_vcpus), u64::from(guest.vcpus)..=64),
+        ("scratch_mib", guest.scratch_mib, 16..=16 << 20),
+    ];
+    check_ranges(ranges.map(|(key, value, range)| (format!("{of}.{key}"), value, range)))
+}
+
+fn check_ranges<K: std::fmt::Display, const N: usize>(
+    ranges: [(K, u64, std::ops::RangeInclusive<u64>); N],
+) -> anyhow::Result<()> {
+    if let Some((key, value, range)) = ranges.iter().find(|(_, value, range)| !range.contains(value)) {
+        bail!("{key} = {value} must be {} to {}", range.start(), range.end());
+    }
+    Ok(())
 }
 
 /// Guests start from the kernel and the agent of the program's own version, where it is installed
@@ -331,7 +366,10 @@ mod tests {
     #[test]
     fn the_description_reads_back_as_the_configuration() {
         let config = Config {
-            handlers: vec!["kata".into(), "kata-\"large\"".into()],
+            handlers: BTreeMap::from([
+                ("kata".into(), HandlerConfig::default()),
+                ("kata-\"large\"".into(), HandlerConfig::sample()),
+            ]),
             guest: GuestConfig { cmdline: "a=\"b\" c".into(), ..GuestConfig::default() },
             ..Config::default()
         };

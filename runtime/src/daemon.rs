@@ -72,14 +72,21 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let streaming = Server::bind(config.streaming.options(config.timeout_scale)).await?;
     let door = streaming.door();
     let listener = listen(&config.socket)?;
-    let handlers = config.handlers.iter().map(|name| Handler { name: name.clone() }).collect();
+    // The default one first.
+    let others = config.handlers.keys().filter(|name| **name != config.default_handler);
+    let handlers = std::iter::once(&config.default_handler).chain(others);
+    let handlers = handlers.map(|name| Handler { name: name.clone() }).collect();
     let version = env!("CARGO_PKG_VERSION").to_owned();
     tokio::spawn(streaming.serve(Arc::new(Pods::new(manager.clone()))));
     let (events, recovering) = (manager.clone(), manager.clone());
     let images = Images::new(store.clone(), manager.clone(), &config.images.pinned);
     let runtime = Runtime::new(manager, store, handlers, version.clone(), health(&config), door)
+        .with_handlers_health(handlers_health(&config))
         .with_unset_seccomp(config.unset_seccomp.into())
         .with_timeout_scale(config.timeout_scale);
+    if let Err(error) = check::handlers_can_run(&config.guest_handlers()) {
+        tracing::warn!(error, "handlers that cannot make pods");
+    }
     tracing::info!(socket = %config.socket.display(), version, "ready");
     let (key, gate) = gate::closed();
     let server = tonic::transport::Server::builder()
@@ -124,10 +131,19 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether guests can run on this host.
+/// Whether guests can run on this host, as those of pods without a RuntimeClass.
 fn health(config: &Config) -> Health {
-    let guest = config.guest.clone();
-    let health = health::Health::new(move || check::guests_can_run(&guest), config.timeout_scale);
+    let guest = config.default_guest();
+    asked(health::Health::new("/dev/kvm", move || check::guests_can_run(&guest), config.timeout_scale))
+}
+
+/// Whether the handlers have what their guests start from.
+fn handlers_health(config: &Config) -> Health {
+    let handlers = config.guest_handlers();
+    asked(health::Health::new("the handlers", move || check::handlers_can_run(&handlers), config.timeout_scale))
+}
+
+fn asked(health: health::Health) -> Health {
     Arc::new(move || {
         let health = health.clone();
         Box::pin(async move { health.now().await })

@@ -22,6 +22,7 @@ pub struct Health {
 }
 
 struct Shared {
+    what: &'static str,
     check: Box<Check>,
     patience: Duration,
     state: Mutex<State>,
@@ -36,10 +37,12 @@ struct State {
 }
 
 impl Health {
-    /// `check` may block. Its callers wait for as long as usual times `scale`.
-    pub fn new(check: impl Fn() -> Result<(), String> + Send + Sync + 'static, scale: f64) -> Self {
+    /// `check` looks at `what`, and may block. Its callers wait for as long as usual times `scale`.
+    pub fn new(what: &'static str, check: impl Fn() -> Result<(), String> + Send + Sync + 'static, scale: f64) -> Self {
         let (check, patience) = (Box::new(check), PATIENCE.mul_f64(scale));
-        Self { shared: Arc::new(Shared { check, patience, state: Mutex::default(), ended: watch::Sender::new(()) }) }
+        Self {
+            shared: Arc::new(Shared { what, check, patience, state: Mutex::default(), ended: watch::Sender::new(()) }),
+        }
     }
 
     /// What was found a moment ago, or is found now.
@@ -54,7 +57,8 @@ impl Health {
             (Some((at, answer)), _) if at.elapsed() < STALE => answer.clone(),
             (_, begun) => {
                 let since = begun.map(|begun| begun.elapsed()).unwrap_or_default();
-                Err(format!("the check of /dev/kvm has not ended for {since:.0?}: see the host's kernel log"))
+                let what = self.shared.what;
+                Err(format!("the check of {what} has not ended for {since:.0?}: see the host's kernel log"))
             }
         }
     }
@@ -99,7 +103,7 @@ mod tests {
             0 => Err("no".to_owned()),
             _ => Ok(()),
         };
-        let health = Health::new(check, 1.0);
+        let health = Health::new("/dev/kvm", check, 1.0);
         let answers = tokio::join!(health.now(), health.now(), health.now());
         let no = Err("no".to_owned());
         assert_eq!(answers, (no.clone(), no.clone(), no.clone()));
@@ -120,7 +124,7 @@ mod tests {
             wait.lock().unwrap().recv().map_err(|e| e.to_string())
         };
         // A patience of a millisecond.
-        let health = Health::new(check, 0.001);
+        let health = Health::new("/dev/kvm", check, 0.001);
         let error = health.now().await.unwrap_err();
         assert!(error.contains("has not ended"), "{error}");
         health.now().await.unwrap_err();

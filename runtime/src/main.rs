@@ -5,6 +5,7 @@ mod config;
 mod daemon;
 mod directories;
 mod gate;
+mod handlers;
 mod health;
 mod logging;
 mod notify;

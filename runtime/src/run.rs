@@ -3,6 +3,7 @@
 //! Every run has a directory of its own for its pod, locked while it lives; a run that was
 //! killed is cleaned up by the next. Images are kept in a store that all runs share.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -45,7 +46,7 @@ pub fn main(config: Config, arguments: RunArguments) -> anyhow::Result<ExitCode>
 }
 
 async fn run(config: Config, arguments: RunArguments) -> anyhow::Result<u8> {
-    crate::check::guests_can_run(&config.guest).map_err(anyhow::Error::msg)?;
+    crate::check::guests_can_run(&config.default_guest()).map_err(anyhow::Error::msg)?;
     let base = config.root.join("run");
     let image = pull(&config, &base, &arguments.image).await?;
     sweep(&config, &base).await;
@@ -63,14 +64,21 @@ async fn run(config: Config, arguments: RunArguments) -> anyhow::Result<u8> {
     result
 }
 
-/// The configuration of one run: its own directories, the same guests.
+/// The configuration of one run: its own directories, guests as those of the default handler.
 fn own_config(config: &Config, base: &Path, name: &str) -> Config {
     let mut network = config.network.clone();
     if network.cni == NetworkMode::Required {
         // A command for trying things works without a cluster's network, too.
         network.cni = NetworkMode::Optional;
     }
-    Config { root: base.join("pods").join(name), run: config.run.join("r").join(name), network, ..config.clone() }
+    Config {
+        root: base.join("pods").join(name),
+        run: config.run.join("r").join(name),
+        network,
+        guest: config.default_guest(),
+        handlers: BTreeMap::new(),
+        ..config.clone()
+    }
 }
 
 fn program() -> anyhow::Result<PathBuf> {

@@ -14,6 +14,7 @@ mod contexts;
 mod events;
 mod expectations;
 mod faults;
+mod handlers;
 mod hostile;
 mod image;
 mod jail;

@@ -56,6 +56,7 @@ pub struct Runtime {
     handlers: Vec<Handler>,
     version: String,
     health: Health,
+    handlers_health: Option<Health>,
     streaming: Door,
     unset_seccomp: Seccomp,
     patience: Duration,
@@ -85,6 +86,7 @@ impl Runtime {
             handlers,
             version,
             health,
+            handlers_health: None,
             streaming,
             unset_seccomp: Seccomp::Unconfined,
             patience: PATIENCE,
@@ -96,6 +98,12 @@ impl Runtime {
     #[must_use]
     pub fn with_unset_seccomp(self, unset_seccomp: Seccomp) -> Self {
         Self { unset_seccomp, ..self }
+    }
+
+    /// Tells in Status which handlers cannot make pods now, and why, although the runtime can.
+    #[must_use]
+    pub fn with_handlers_health(self, health: Health) -> Self {
+        Self { handlers_health: Some(health), ..self }
     }
 
     /// A runtime on a host that is slower by this factor.

@@ -1,5 +1,6 @@
 //! What the manager needs to know of the host and of the guests it makes.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use nacelle_network::NetworkConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::CgroupDriver;
+use crate::handlers::GuestHandler;
 
 /// How guests are made.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -75,8 +77,11 @@ pub struct ManagerConfig {
     pub run: PathBuf,
     /// The `nacelle` program to start as `nacelle vmm`.
     pub program: PathBuf,
-    /// How guests are made.
+    /// How guests are made that no handler says otherwise of; how many are saved, where, and how long they may take, for
+    /// all of them.
     pub guest: GuestConfig,
+    /// The RuntimeClass handlers by name.
+    pub handlers: BTreeMap<String, GuestHandler>,
     /// How pods get their network.
     pub network: NetworkConfig,
     /// How the kubelet names cgroups.
@@ -89,8 +94,8 @@ impl ManagerConfig {
     /// What the VMM appends to its own command line for the guest's kernel: the agent hears
     /// there how slow this host is.
     #[must_use]
-    pub fn guest_command_line(&self) -> String {
-        let configured = &self.guest.cmdline;
+    pub fn guest_command_line(&self, guest: &GuestConfig) -> String {
+        let configured = &guest.cmdline;
         match self.timeout_scale {
             1.0 => configured.clone(),
             scale => format!("{configured} nacelle.timeout_scale={scale}").trim_start().to_owned(),

@@ -24,6 +24,7 @@ mod events;
 mod exec;
 mod failpoint;
 mod guest_clock;
+mod handlers;
 mod id;
 mod layout;
 mod live;
@@ -56,6 +57,7 @@ pub use events::{Event, EventKind, EventStream, Missed};
 pub use exec::{EXEC_OUTPUT_LIMIT, ExecOutput};
 #[cfg(feature = "failpoints")]
 pub use failpoint::setup as set_failpoints;
+pub use handlers::{GuestHandler, GuestSetting};
 pub use live::{LiveOutput, Overrun};
 pub use manager::Manager;
 pub use model::{

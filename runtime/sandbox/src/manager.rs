@@ -19,6 +19,7 @@ use crate::clock;
 use crate::container::Container;
 use crate::events::{EventStream, Events};
 use crate::exec::{self, ExecOutput};
+use crate::handlers::GuestKind;
 use crate::layout::Layout;
 use crate::model::{
     ContainerConfig, ContainerImages, ContainerState, ContainerStatus, Resources, SandboxConfig, SandboxState,
@@ -26,7 +27,6 @@ use crate::model::{
 };
 use crate::record::{SandboxRecord, Versions};
 use crate::sandbox::{Means, Sandbox};
-use crate::sizing::GuestSize;
 use crate::spec::ImageDefaults;
 use crate::templates::Templates;
 use crate::{Error, ManagerConfig, Result, id, recovery, signal, user_namespace};
@@ -129,10 +129,11 @@ impl Manager {
         index.sandboxes.insert(sandbox.id.clone(), sandbox);
     }
 
-    /// Makes sure that pods without limits have a guest to be cloned from. Returns at once:
-    /// until there is one, they wait for it.
+    /// Makes sure that pods without limits have a guest to be cloned from, those of each handler. Returns at once: until
+    /// there is one, they wait for it.
     pub fn prepare_template(&self) {
-        self.shared.means.templates.prepare(GuestSize::without_limits(&self.shared.config.guest));
+        let kinds = self.shared.config.guests().map(GuestKind::without_limits);
+        self.shared.means.templates.prepare(kinds.collect());
     }
 
     /// Lets network plugins give back what they keep for pods that are gone. Returns at once:
@@ -159,8 +160,9 @@ impl Manager {
     /// Makes a pod and returns its id. If the caller goes away meanwhile, so does the pod.
     ///
     /// # Errors
-    /// The name is taken, the guest does not come up.
+    /// The name is taken, its annotations say what its handler does not let it, the guest does not come up.
     pub async fn run_sandbox(&self, config: SandboxConfig) -> Result<String> {
+        self.shared.config.guest_of(&config)?;
         let id = id::new()?;
         let name = sandbox_name(&config);
         let record = SandboxRecord {

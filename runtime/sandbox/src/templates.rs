@@ -23,11 +23,12 @@ use rustix::fs::{FlockOperation, flock, statvfs};
 use tokio::sync::Mutex as Turn;
 
 use crate::agent::Agent;
+use crate::handlers::GuestKind;
 use crate::id;
 use crate::layout::{Layout, PodPaths};
 use crate::sizing::GuestSize;
 use crate::vm::Vm;
-use crate::{Error, ManagerConfig, Result, oom};
+use crate::{Error, GuestConfig, ManagerConfig, Result, oom};
 
 /// After a failure, guests boot for this long before it is tried again.
 const RETRY: Duration = Duration::from_secs(600);
@@ -38,8 +39,8 @@ const RESERVE: u64 = 4;
 const TOUCHED_MIB: u64 = 96;
 /// Ends the name of what is being made.
 const UNFINISHED: &str = "new";
-/// Sizes of which it is known that they were asked for.
-const SIZES: usize = 1024;
+/// Kinds of guests of which it is known that they were asked for.
+const KINDS: usize = 1024;
 
 /// All templates of a host. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -51,12 +52,13 @@ pub struct Templates {
 struct Shared {
     config: Arc<ManagerConfig>,
     layout: Layout,
-    sizes: Mutex<BTreeMap<GuestSize, Arc<Size>>>,
+    /// What was asked for, by the name of its template.
+    kinds: Mutex<BTreeMap<String, Arc<Kind>>>,
 }
 
-/// What is known of one size.
+/// What is known of one kind of guests.
 #[derive(Debug, Default)]
-struct Size {
+struct Kind {
     /// Held by who makes its template; when it was in vain.
     turn: Turn<Option<Instant>>,
 }
@@ -65,7 +67,7 @@ impl Templates {
     /// Those in the configured directory. What a daemon that was killed left unfinished is
     /// removed.
     pub fn open(config: Arc<ManagerConfig>, layout: Layout) -> Self {
-        let templates = Self { shared: Arc::new(Shared { config, layout, sizes: Mutex::default() }) };
+        let templates = Self { shared: Arc::new(Shared { config, layout, kinds: Mutex::default() }) };
         templates.tidy();
         templates
     }
@@ -79,83 +81,86 @@ impl Templates {
         &self.shared.config.guest.template_directory
     }
 
-    /// What a pod of this size starts from.
-    pub async fn origin(&self, size: GuestSize) -> Start {
-        if self.config().guest.templates == 0 {
-            return Start::Boot;
-        }
-        if let Some(start) = self.find(size) {
+    /// What a pod with such a guest starts from.
+    pub async fn origin(&self, kind: &GuestKind) -> Start {
+        let Some(name) = self.name(kind) else { return Start::Boot };
+        if let Some(start) = self.find(&name) {
             return start;
         }
-        match self.asked_before(size) {
-            Some(entry) => self.make(size, &entry).await,
+        match self.asked_before(&name) {
+            Some(entry) => self.make(kind, &name, &entry).await,
             None => Start::Boot,
         }
     }
 
-    /// Has the template of this size made, unless there is one.
-    pub fn prepare(&self, size: GuestSize) {
-        if self.config().guest.templates == 0 || self.find(size).is_some() {
-            return;
-        }
+    /// Has the templates of these made that there are none of, one after the other. Returns at once.
+    pub fn prepare(&self, kinds: Vec<GuestKind>) {
+        let missing = |kind: &GuestKind| self.name(kind).filter(|name| self.find(name).is_none());
+        let mut missing: Vec<_> = kinds.into_iter().filter_map(|kind| Some((missing(&kind)?, kind))).collect();
+        missing.truncate(self.config().guest.templates.into());
         // So that the first pod waits for it.
-        self.asked_before(size);
+        missing.iter().for_each(|(name, _)| drop(self.asked_before(name)));
         let templates = self.clone();
-        tokio::spawn(async move { templates.origin(size).await });
+        tokio::spawn(async move {
+            for (_, kind) in missing {
+                templates.origin(&kind).await;
+            }
+        });
     }
 
-    /// Removes the template of this size: it is of no use.
-    pub fn forget(&self, size: GuestSize) {
-        if let Ok(name) = self.name(size) {
+    /// Removes the template of such guests: it is of no use.
+    pub fn forget(&self, kind: &GuestKind) {
+        if let Some(name) = self.name(kind) {
             remove(&self.directory().join(name));
         }
     }
 
-    /// The size, if it is not the first time that somebody asks for it.
-    fn asked_before(&self, size: GuestSize) -> Option<Arc<Size>> {
-        let mut sizes = self.shared.sizes.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = sizes.get(&size) {
+    /// The kind of this name, if it is not the first time that somebody asks for it.
+    fn asked_before(&self, name: &str) -> Option<Arc<Kind>> {
+        let mut kinds = self.shared.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = kinds.get(name) {
             return Some(known.clone());
         }
-        if sizes.len() >= SIZES {
-            sizes.clear();
+        if kinds.len() >= KINDS {
+            kinds.clear();
         }
-        sizes.insert(size, Arc::default());
+        kinds.insert(name.to_owned(), Arc::default());
         None
     }
 
-    /// The template of this size, if there is one, which is now the one used last.
-    fn find(&self, size: GuestSize) -> Option<Start> {
-        let directory = self.directory().join(self.name(size).ok()?);
+    /// The template of this name, if there is one, which is now the one used last.
+    fn find(&self, name: &str) -> Option<Start> {
+        let directory = self.directory().join(name);
         File::open(&directory).and_then(|open| open.set_modified(SystemTime::now())).ok()?;
         Some(Start::Clone(files(&directory)))
     }
 
-    /// Makes the template of this size, if nobody else has made it meanwhile.
-    async fn make(&self, size: GuestSize, entry: &Size) -> Start {
+    /// Makes the template of such guests, by this name, if nobody else has made it meanwhile.
+    async fn make(&self, kind: &GuestKind, name: &str, entry: &Kind) -> Start {
         let mut failed = entry.turn.lock().await;
-        if let Some(start) = self.find(size) {
+        if let Some(start) = self.find(name) {
             return start;
         }
         if failed.is_some_and(|when| when.elapsed() < RETRY) {
             return Start::Boot;
         }
-        match self.boot_and_save(size).await {
+        match self.boot_and_save(kind, name).await {
             Ok(()) => {
                 self.tidy();
                 *failed = None;
-                self.find(size).unwrap_or(Start::Boot)
+                self.find(name).unwrap_or(Start::Boot)
             }
             Err(error) => {
                 *failed = Some(Instant::now());
+                let size = kind.size;
                 tracing::warn!(?size, %error, "no template for guests of this size: they boot");
                 Start::Boot
             }
         }
     }
 
-    async fn boot_and_save(&self, size: GuestSize) -> Result<()> {
-        let name = self.name(size)?;
+    async fn boot_and_save(&self, kind: &GuestKind, name: &str) -> Result<()> {
+        let size = kind.size;
         let directory = self.directory();
         fs::create_dir_all(directory).map_err(Error::io("create directory", directory))?;
         check_space(directory, size)?;
@@ -172,8 +177,8 @@ impl Templates {
         let lock = File::open(&work.saved).map_err(Error::io("open", &work.saved))?;
         let _ = flock(&lock, FlockOperation::NonBlockingLockExclusive);
         let begun = Instant::now();
-        self.save(&id, &paths, size, &work.saved).await?;
-        let made = directory.join(&name);
+        self.save(&id, &paths, kind, &work.saved).await?;
+        let made = directory.join(name);
         match fs::rename(&work.saved, &made) {
             // Another daemon was faster.
             Err(_) if made.exists() => {}
@@ -183,9 +188,9 @@ impl Templates {
         Ok(())
     }
 
-    async fn save(&self, id: &str, paths: &PodPaths, size: GuestSize, saved: &Path) -> Result<()> {
+    async fn save(&self, id: &str, paths: &PodPaths, kind: &GuestKind, saved: &Path) -> Result<()> {
         let config = self.config();
-        let (vm, sign) = Vm::spawn(config, id, paths, size, Start::Template(files(saved)), None, oom::NEUTRAL).await?;
+        let (vm, sign) = Vm::spawn(config, id, paths, kind, Start::Template(files(saved)), None, oom::NEUTRAL).await?;
         let made = async {
             vm.ready(sign, config.boot_deadline()).await?;
             // What it takes to answer a call is in memory from then on.
@@ -222,20 +227,25 @@ impl Templates {
         kept.iter().take(extra).for_each(|(_, path)| remove(path));
     }
 
-    /// Of a template's directory.
-    fn name(&self, size: GuestSize) -> Result<String> {
-        Ok(format!("{}-{}-{}", self.generation()?, size.memory_mib, size.vcpus))
+    /// Of a template's directory; none if guests of this kind are not cloned, or cannot be made.
+    fn name(&self, kind: &GuestKind) -> Option<String> {
+        let GuestKind { guest, size } = kind;
+        if guest.templates == 0 || self.config().guest.templates == 0 {
+            return None;
+        }
+        let generation = self.generation(guest).ok()?;
+        Some(format!("{generation}-{}-{}", size.memory_mib, size.vcpus))
     }
 
     /// Stands for everything a template of any size is made of.
-    fn generation(&self) -> Result<String> {
+    fn generation(&self, guest: &GuestConfig) -> Result<String> {
         let config = self.config();
         let mut hasher = DefaultHasher::new();
-        for path in [&config.program, &config.guest.kernel, &config.guest.initramfs] {
+        for path in [&config.program, &guest.kernel, &guest.initramfs] {
             let data = fs::metadata(path).map_err(Error::io("look at", path))?;
             (data.dev(), data.ino(), data.size(), data.mtime(), data.mtime_nsec()).hash(&mut hasher);
         }
-        config.guest_command_line().hash(&mut hasher);
+        config.guest_command_line(guest).hash(&mut hasher);
         // Processors and clocks are those of one boot of the host.
         fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default().hash(&mut hasher);
         Ok(format!("{:016x}", hasher.finish()))

@@ -26,9 +26,9 @@ use tokio::sync::{OnceCell, watch};
 
 use crate::cgroup::Cgroup;
 use crate::failpoint::step;
+use crate::handlers::GuestKind;
 use crate::layout::PodPaths;
 use crate::record::ProcessId;
-use crate::sizing::GuestSize;
 use crate::{Error, ManagerConfig, Result, oom};
 
 pub use devices::{Devices, Features, stop};
@@ -88,7 +88,7 @@ impl Vm {
         config: &ManagerConfig,
         id: &str,
         paths: &PodPaths,
-        size: GuestSize,
+        kind: &GuestKind,
         start: Start,
         cgroup: Option<&Cgroup>,
         oom_score_adj: i16,
@@ -102,11 +102,11 @@ impl Vm {
         };
         let machine = MachineConfig {
             id: id.into(),
-            kernel: config.guest.kernel.clone(),
-            initramfs: config.guest.initramfs.clone(),
-            cmdline: config.guest_command_line(),
-            memory_mib: size.memory_mib,
-            vcpus: size.vcpus,
+            kernel: kind.guest.kernel.clone(),
+            initramfs: kind.guest.initramfs.clone(),
+            cmdline: config.guest_command_line(&kind.guest),
+            memory_mib: kind.size.memory_mib,
+            vcpus: kind.size.vcpus,
             vsock: paths.vsock(),
             control: paths.control(),
             console: paths.console(),

@@ -30,13 +30,26 @@ impl Runtime {
                 false => None,
             }
         };
-        let (health, network, described) = tokio::join!(health, network, described);
+        let handlers_health = async {
+            match &self.handlers_health {
+                Some(health) => timeout(self.patience, health()).await.unwrap_or_else(|_| Err(late())),
+                None => Ok(()),
+            }
+        };
+        let (health, network, described, handlers_health) = tokio::join!(health, network, described, handlers_health);
         let health = health.unwrap_or_else(|_| Err(late()));
         let ready = cri::RuntimeCondition {
             r#type: "RuntimeReady".into(),
             status: health.is_ok(),
             reason: if health.is_ok() { String::new() } else { "GuestsCannotRun".into() },
             message: bounded(health.err().unwrap_or_default()),
+        };
+        // A condition of its own: for a handler that few pods name, a kubelet need not give its node up.
+        let handlers_ready = cri::RuntimeCondition {
+            r#type: "HandlersReady".into(),
+            status: handlers_health.is_ok(),
+            reason: if handlers_health.is_ok() { String::new() } else { "HandlerCannotRun".into() },
+            message: bounded(handlers_health.err().unwrap_or_default()),
         };
         let network = network.unwrap_or_else(|_| network::not_ready(format!("plugins: {}", late())));
         // Pods without a RuntimeClass ask for the one without a name.
@@ -59,7 +72,7 @@ impl Runtime {
             info.insert("cniconfig".into(), networks);
         }
         Ok(cri::StatusResponse {
-            status: Some(cri::RuntimeStatus { conditions: vec![ready, network] }),
+            status: Some(cri::RuntimeStatus { conditions: vec![ready, network, handlers_ready] }),
             info,
             runtime_handlers: handlers.collect(),
             features: Some(cri::RuntimeFeatures {

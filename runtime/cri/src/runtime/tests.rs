@@ -17,6 +17,7 @@ pub(crate) async fn runtime() -> (Runtime, tempfile::TempDir) {
         run: directory.path().join("r"),
         program: "/no/such/program".into(),
         guest: GuestConfig { scratch_mib: 16, ..GuestConfig::default() },
+        handlers: Default::default(),
         network: NetworkConfig::default(),
         cgroup_driver: CgroupDriver::default(),
         timeout_scale: 1.0,

@@ -1,5 +1,6 @@
 //! What is done about what a daemon finds when it starts: in the background, pod by pod, none waiting for another.
 
+use std::collections::BTreeSet;
 use std::sync::PoisonError;
 use std::time::Duration;
 
@@ -54,10 +55,14 @@ impl Manager {
         self.look_again();
     }
 
-    /// The disk that all pods' are copied from. Without it now, the first pod makes it.
+    /// The disks that all pods' are copied from. Without it now, the first pod makes it.
     async fn make_scratch_template(&self) {
-        let (directory, mib) = (self.shared.config.root.join("templates"), self.shared.config.guest.scratch_mib);
-        let made = tokio::task::spawn_blocking(move || scratch::template(&directory, mib)).await;
+        let directory = self.shared.config.root.join("templates");
+        let sizes: BTreeSet<_> = self.shared.config.guests().map(|guest| guest.scratch_mib).collect();
+        let made = tokio::task::spawn_blocking(move || {
+            sizes.into_iter().try_for_each(|mib| scratch::template(&directory, mib).map(drop))
+        })
+        .await;
         if let Ok(Err(error)) = made {
             tracing::warn!(%error, "no disk to copy for pods yet");
         }

@@ -11,6 +11,7 @@ use super::{Sandbox, make_directory, network, remove_directory};
 use crate::cgroup::{self, Cgroup};
 use crate::clock;
 use crate::failpoint::step;
+use crate::handlers::GuestKind;
 use crate::model::{SandboxConfig, SandboxState};
 use crate::sizing::GuestSize;
 use crate::vm::{Sign, Vm};
@@ -42,7 +43,9 @@ impl Sandbox {
         let config = self.record().config;
         let manager = self.manager.clone();
         let bounds = cgroup::bounds(&config.cgroup_parent)?;
-        let size = GuestSize::of(&config, &manager.guest, bounds)?;
+        let guest = manager.guest_of(&config)?;
+        let size = GuestSize::of(&config, &guest, bounds)?;
+        let kind = GuestKind { guest, size };
         if let Some(shortage) = size.shortage(&config) {
             tracing::warn!(sandbox = %self.id, namespace = config.namespace, pod = config.name, "{shortage}");
         }
@@ -52,16 +55,16 @@ impl Sandbox {
             cgroup.limit(&config.resources, &config.overhead)?;
         }
         step!("start.cgroup");
-        let origin = self.templates.origin(size).await;
+        let origin = self.templates.origin(&kind).await;
         let cloned = matches!(origin, Start::Clone(_));
-        let (vm, sign) = self.launch(size, origin, cgroup.as_ref()).await?;
+        let (vm, sign) = self.launch(&kind, origin, cgroup.as_ref()).await?;
         // While the guest starts, its disk and its network are made.
-        let disk = self.paths.scratch();
+        let (disk, scratch_mib) = (self.paths.scratch(), kind.guest.scratch_mib);
         let copy = tokio::task::spawn_blocking(move || {
-            let template = scratch::template(&manager.root.join("templates"), manager.guest.scratch_mib)?;
+            let template = scratch::template(&manager.root.join("templates"), scratch_mib)?;
             scratch::create(&template, &disk)
         });
-        let guest = self.connect_guest(&config, vm, sign, size, cloned, cgroup.as_ref()).await;
+        let guest = self.connect_guest(&config, vm, sign, &kind, cloned, cgroup.as_ref()).await;
         // Whatever became of the guest: who removes the directory must not meet somebody who writes to it.
         let copied = tokio::time::timeout(self.manager.boot_deadline(), copy).await;
         let (vm, attached) = guest?;
@@ -98,7 +101,7 @@ impl Sandbox {
             result = configured => {
                 if result.is_err() && cloned {
                     // It may be the template's fault: the next one boots.
-                    self.templates.forget(size);
+                    self.templates.forget(&kind);
                 }
                 result.map(drop)?;
             }
@@ -130,7 +133,7 @@ impl Sandbox {
         config: &SandboxConfig,
         vm: Arc<Vm>,
         sign: Sign,
-        size: GuestSize,
+        kind: &GuestKind,
         cloned: bool,
         cgroup: Option<&Cgroup>,
     ) -> Result<(Arc<Vm>, Option<Attached>)> {
@@ -142,8 +145,8 @@ impl Sandbox {
             Ok(()) => Ok((vm, attached)),
             Err(error) if cloned => {
                 tracing::warn!(sandbox = %self.id, %error, "the guest does not start as a clone: booting it");
-                self.templates.forget(size);
-                Ok((self.boot_instead(&vm, size, cgroup).await?, attached))
+                self.templates.forget(kind);
+                Ok((self.boot_instead(&vm, kind, cgroup).await?, attached))
             }
             Err(error) => Err(error),
         }
@@ -152,12 +155,12 @@ impl Sandbox {
     /// Starts the VMM and puts it on record.
     async fn launch(
         self: &Arc<Self>,
-        size: GuestSize,
+        kind: &GuestKind,
         origin: Start,
         cgroup: Option<&Cgroup>,
     ) -> Result<(Arc<Vm>, Sign)> {
         let score = oom::of_parent(&self.record.lock().config.cgroup_parent);
-        let (vm, sign) = Vm::spawn(&self.manager, &self.id, &self.paths, size, origin, cgroup, score).await?;
+        let (vm, sign) = Vm::spawn(&self.manager, &self.id, &self.paths, kind, origin, cgroup, score).await?;
         let vm = Arc::new(vm);
         self.lock().vm = Some(vm.clone());
         self.update(|record| record.vmm = Some(vm.process().clone())).await?;
@@ -166,11 +169,11 @@ impl Sandbox {
     }
 
     /// Boots a guest in place of one that did not start.
-    async fn boot_instead(self: &Arc<Self>, failed: &Vm, size: GuestSize, cgroup: Option<&Cgroup>) -> Result<Arc<Vm>> {
+    async fn boot_instead(self: &Arc<Self>, failed: &Vm, kind: &GuestKind, cgroup: Option<&Cgroup>) -> Result<Arc<Vm>> {
         failed.kill().await?;
         remove_directory(&self.paths.run)?;
         make_directory(&self.paths.run)?;
-        let (vm, sign) = self.launch(size, Start::Boot, cgroup).await?;
+        let (vm, sign) = self.launch(kind, Start::Boot, cgroup).await?;
         vm.ready(sign, self.manager.boot_deadline()).await?;
         Ok(vm)
     }

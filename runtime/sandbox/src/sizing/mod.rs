@@ -58,7 +58,8 @@ impl GuestSize {
         };
         let vcpus = u8::try_from(vcpus).ok().filter(|vcpus| *vcpus <= guest.max_vcpus).ok_or_else(|| {
             Error::Exhausted(format!(
-                "the pod asks for {vcpus} processors, the most is {}: lower its limit or raise guest.max_vcpus",
+                "the pod asks for {vcpus} processors, the most is {}: lower its limit, or raise max_vcpus of its handler or of \
+                 guest",
                 guest.max_vcpus
             ))
         })?;
@@ -116,8 +117,8 @@ fn memory_mib(pod: &SandboxConfig, guest: &GuestConfig, bounds: Bounds) -> Resul
     let most = if guest.max_memory_mib == 0 { host_memory_mib() } else { guest.max_memory_mib };
     if wanted > most {
         return Err(Error::Exhausted(format!(
-            "the pod's memory limit of {limit} MiB makes a guest of {wanted} MiB, the most is {most} MiB: lower the \
-             limit or raise guest.max_memory_mib"
+            "the pod, with a memory limit of {limit} MiB, wants a guest of {wanted} MiB, the most is {most} MiB: ask for \
+             less, or raise max_memory_mib of its handler or of guest"
         )));
     }
     let Some(host) = host_limit_mib(pod, bounds) else { return Ok(wanted) };
@@ -221,10 +222,10 @@ mod tests {
     fn too_large_a_guest_is_refused_with_the_key_that_allows_it() {
         let memory = Resources { memory_limit: 8 << 30, ..Default::default() };
         let error = size(memory, Bounds::default()).unwrap_err().to_string();
-        assert!(error.contains("guest.max_memory_mib") && error.contains("8192 MiB"), "{error}");
+        assert!(error.contains("max_memory_mib") && error.contains("8192 MiB"), "{error}");
         for quota in [900_000, i64::MAX] {
             let cpu = Resources { cpu_quota: quota, ..Default::default() };
-            assert!(size(cpu, Bounds::default()).unwrap_err().to_string().contains("guest.max_vcpus"));
+            assert!(size(cpu, Bounds::default()).unwrap_err().to_string().contains("max_vcpus"));
         }
     }
 
