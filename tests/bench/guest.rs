@@ -194,7 +194,7 @@ fn nacelle(setting: &Setting, directory: &TempDir, share: Option<&Path>, process
     };
     if let Some(share) = share {
         call(Request::AddFs, &[]).context("give the guest the device of volumes")?;
-        let request = Request::AddVolume { name: SHARE.into(), access: Access::Write };
+        let request = Request::AddVolume { name: SHARE.into(), access: Access::Write, plain: false };
         call(request, &[File::open(share.join(SHARE))?]).context("give the guest its volume")?;
     }
     call(Request::AddNet { mac: MAC, mtu: 1500, owner: String::new() }, &[tap()?])

@@ -29,6 +29,7 @@ mod recovery;
 mod resources;
 mod restart;
 mod security;
+mod shared_volumes;
 mod start_up;
 mod state;
 mod stats;

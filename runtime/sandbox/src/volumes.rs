@@ -50,6 +50,8 @@ pub struct HostVolume {
     pub access: Access,
     /// Whether the container sees it read-only as a whole.
     pub read_only: bool,
+    /// Whether nothing is mounted below it, now and later: what containers have of the same directory is one to the guest then.
+    pub plain: bool,
 }
 
 /// What the device calls the volume of a container's mount: as much of the container's id as
@@ -156,14 +158,15 @@ fn open_host(index: usize, path: &Path, access: MountAccess, propagation: Propag
             path.display()
         )));
     }
+    let plain = follows.is_none() && (kind.is_file() || !has_mounts_below(&real));
     let (access, read_only) = match access {
         MountAccess::Write => (Access::Write, false),
         MountAccess::ReadAll => (Access::ReadAll, true),
         // The guest sees one mount where the host has several, so where some of them are
         // writable the device tells them apart.
-        MountAccess::Read => (Access::Read, propagation == Propagation::Private && !has_mounts_below(&real)),
+        MountAccess::Read => (Access::Read, plain),
     };
-    Ok(HostVolume { file, follows, path: path.into(), access, read_only })
+    Ok(HostVolume { file, follows, path: path.into(), access, read_only, plain })
 }
 
 const HINT: &str = "mount the directory that it is in if only files beside it are needed, or run the pod by another \

@@ -140,7 +140,8 @@ fn a_device_is_added_and_removed_once_by_its_owner_whatever_is_asked_again() {
     let Response::Features { version, features } = client.call(&Request::Features, &[], TIMEOUT).unwrap() else {
         panic!("no features")
     };
-    assert_eq!((version.as_str(), features), (env!("CARGO_PKG_VERSION"), vec!["owners".into(), "devices".into()]));
+    let known = ["owners", "devices", "volatile", "plain_volumes"].map(String::from);
+    assert_eq!((version.as_str(), features.as_slice()), (env!("CARGO_PKG_VERSION"), known.as_slice()));
     assert_eq!(list(&mut client), (vec![device(1, "vsock", "")], vec![]));
 
     assert_eq!(client.call(&add("c1/rootfs"), &[file.as_fd()], TIMEOUT).unwrap(), Response::Device { slot: 2 });
@@ -169,7 +170,7 @@ fn a_device_is_added_and_removed_once_by_its_owner_whatever_is_asked_again() {
     let Response::Device { slot } = client.call(&Request::AddFs, &[], TIMEOUT).unwrap() else { panic!("no device") };
     let directory = std::fs::File::open("/").unwrap();
     for name in ["b", "a"] {
-        let request = Request::AddVolume { name: name.into(), access: Access::Read };
+        let request = Request::AddVolume { name: name.into(), access: Access::Read, plain: true };
         client.call(&request, &[directory.as_fd()], TIMEOUT).unwrap();
     }
     let (devices, volumes) = list(&mut client);
@@ -205,7 +206,7 @@ fn volumes_come_and_go_while_the_guest_runs() {
     let guest = Guest::start(code!("2: hlt", "jmp 2b"));
     let mut client = connect(&guest);
     let directory = std::fs::File::open("/").unwrap();
-    let add = |name: &str| Request::AddVolume { name: name.into(), access: Access::Read };
+    let add = |name: &str| Request::AddVolume { name: name.into(), access: Access::Read, plain: true };
     let refused = |client: &mut Client, request: &Request, files: usize| {
         let files = vec![directory.as_fd(); files];
         match client.call(request, &files, TIMEOUT) {

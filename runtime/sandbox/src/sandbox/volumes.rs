@@ -55,10 +55,10 @@ impl Volumes {
             request.volumes = Some(api::Device { slot: vm.add_fs().await?.into() });
         }
         for (index, volume) in self.host {
-            let (name, access) = (volumes::name(&container.id, index), volume.access);
+            let (name, access, plain) = (volumes::name(&container.id, index), volume.access, volume.plain);
             let sandbox = container.record().sandbox_id;
             let file = volume.for_vmm(&sandbox, vm.pidfd(), name.clone(), vm.call_deadline()).await?;
-            vm.add_volume(name, access, file).await?;
+            vm.add_volume(name, access, plain, file).await?;
         }
         let config = container.record().config;
         for (index, mount) in config.mounts.iter().enumerate() {

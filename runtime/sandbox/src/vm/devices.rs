@@ -8,7 +8,9 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use nacelle_vmm::control::message::{DeviceInfo, FEATURE_DEVICES, FEATURE_OWNERS, FEATURE_VOLATILE};
+use nacelle_vmm::control::message::{
+    DeviceInfo, FEATURE_DEVICES, FEATURE_OWNERS, FEATURE_PLAIN_VOLUMES, FEATURE_VOLATILE,
+};
 use nacelle_vmm::control::{Access, Client, ClientError, Request, Response};
 
 use super::Vm;
@@ -111,9 +113,11 @@ impl Vm {
         }
     }
 
-    /// Gives the guest a volume.
-    pub async fn add_volume(&self, name: String, access: Access, file: File) -> Result<()> {
-        self.call("add a volume", Request::AddVolume { name, access }, vec![file]).await.map(drop)
+    /// Gives the guest a volume, which is `plain` if nothing is mounted below it, now and later. A VMM from before that made a
+    /// difference takes it for one of its own, as it did.
+    pub async fn add_volume(&self, name: String, access: Access, plain: bool, file: File) -> Result<()> {
+        let plain = plain && self.features().await?.has(FEATURE_PLAIN_VOLUMES);
+        self.call("add a volume", Request::AddVolume { name, access, plain }, vec![file]).await.map(drop)
     }
 
     /// Takes a volume away. One that is not there is fine.

@@ -18,6 +18,8 @@ pub const FEATURE_OWNERS: &str = "owners";
 pub const FEATURE_DEVICES: &str = "devices";
 /// Feature: [`Request::AddDisk`] may be told that a disk is volatile.
 pub const FEATURE_VOLATILE: &str = "volatile";
+/// Feature: [`Request::AddVolume`] tells of a volume that nothing is mounted below.
+pub const FEATURE_PLAIN_VOLUMES: &str = "plain_volumes";
 /// Longest name of an owner in bytes.
 pub const OWNER_LIMIT: usize = 128;
 
@@ -62,6 +64,10 @@ pub enum Request {
         name: String,
         /// What the guest may do with it.
         access: Access,
+        /// Whether nothing is mounted below it, now and later: volumes of which that is said, and which begin at the same
+        /// directory, are one to the guest. Only to a VMM with [`FEATURE_PLAIN_VOLUMES`].
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        plain: bool,
     },
     /// Takes a volume away. One that is not there is fine.
     RemoveVolume {
@@ -112,7 +118,7 @@ pub enum Response {
     Features {
         /// Version of the `nacelle` that drives the machine.
         version: String,
-        /// What it knows, of [`FEATURE_OWNERS`], [`FEATURE_DEVICES`], [`FEATURE_VOLATILE`] and what later versions add.
+        /// What it knows, of the features above and what later versions add.
         features: Vec<String>,
     },
     /// Answer to [`Request::Devices`].
@@ -212,6 +218,10 @@ mod tests {
         let owned = Request::RemoveDevice { slot: 3, owner: "c1/rootfs".into() };
         assert_eq!(text(&owned), r#"{"op":"remove_device","slot":3,"owner":"c1/rootfs"}"#);
         assert_eq!(serde_json::from_str::<Request>(&text(&owned)).unwrap(), owned);
+        let volume = |plain| Request::AddVolume { name: "v".into(), access: Access::Read, plain };
+        assert_eq!(text(&volume(false)), r#"{"op":"add_volume","name":"v","access":"read"}"#);
+        assert_eq!(serde_json::from_str::<Request>(&text(&volume(false))).unwrap(), volume(false));
+        assert_eq!(serde_json::from_str::<Request>(&text(&volume(true))).unwrap(), volume(true));
         assert_eq!(text(&Request::Features), r#"{"op":"features"}"#);
         assert_eq!(text(&Request::Devices), r#"{"op":"devices"}"#);
         for unknown in [r#"{"op":"add_disk","read_only":true,"for":"x"}"#, r#"{"op":"shrink"}"#] {

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use super::Machine;
 use crate::chain;
-use crate::control::message::{FEATURE_DEVICES, FEATURE_OWNERS, FEATURE_VOLATILE};
+use crate::control::message::{FEATURE_DEVICES, FEATURE_OWNERS, FEATURE_PLAIN_VOLUMES, FEATURE_VOLATILE};
 use crate::control::{Request, Response, check_owner};
 use crate::devices::virtio::block::{Block, Disk};
 use crate::devices::virtio::fs::Access;
@@ -38,7 +38,9 @@ impl Machine {
                 Ok(Response::Device { slot })
             }
             Request::AddFs => self.add_fs().map(|slot| Response::Device { slot }),
-            Request::AddVolume { name, access } => self.add_volume(&name, access, fds).map(|()| Response::Done),
+            Request::AddVolume { name, access, plain } => {
+                self.add_volume(&name, access, plain, fds).map(|()| Response::Done)
+            }
             Request::RemoveVolume { name } => {
                 if let Some((_, volumes)) = &self.volumes {
                     volumes.remove(&name);
@@ -56,7 +58,9 @@ impl Machine {
             }
             Request::Features => Ok(Response::Features {
                 version: env!("CARGO_PKG_VERSION").into(),
-                features: [FEATURE_OWNERS, FEATURE_DEVICES, FEATURE_VOLATILE].map(String::from).to_vec(),
+                features: [FEATURE_OWNERS, FEATURE_DEVICES, FEATURE_VOLATILE, FEATURE_PLAIN_VOLUMES]
+                    .map(String::from)
+                    .to_vec(),
             }),
             Request::Devices => {
                 let volumes = self.volumes.as_ref().map(|(_, volumes)| volumes.names()).unwrap_or_default();
@@ -82,11 +86,11 @@ impl Machine {
         }
     }
 
-    fn add_volume(&mut self, name: &str, access: Access, fds: Vec<OwnedFd>) -> Result<(), String> {
+    fn add_volume(&mut self, name: &str, access: Access, plain: bool, fds: Vec<OwnedFd>) -> Result<(), String> {
         let [file] = <[OwnedFd; 1]>::try_from(fds)
             .map_err(|fds| format!("a volume is one directory or file, not {}", fds.len()))?;
         let (_, volumes) = self.volumes.as_ref().ok_or("there is no device for volumes: add it first")?;
-        volumes.add(name, file, access).map_err(|error| chain(&error))
+        volumes.add(name, file, access, plain).map_err(|error| chain(&error))
     }
 }
 

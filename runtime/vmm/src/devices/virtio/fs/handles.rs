@@ -11,16 +11,21 @@ use super::numbers::Numbers;
 /// An open file or directory.
 #[derive(Debug)]
 pub struct Handle {
-    /// Number of the node it was opened by.
-    pub node: u64,
-    /// Number of its volume.
-    pub volume: u64,
+    /// What it was opened by.
+    pub node: Arc<Node>,
     /// Whether it was opened for writing.
     pub writable: bool,
     /// The file.
     pub file: File,
     /// Held while a directory is read: the descriptor has one position.
     pub position: Mutex<()>,
+}
+
+impl Handle {
+    /// Whether a volume still leads there that allows what it was opened for.
+    fn is_allowed(&self) -> bool {
+        if self.writable { !self.node.read_only() } else { self.node.reachable() }
+    }
 }
 
 /// All of them.
@@ -50,9 +55,10 @@ impl Handles {
     ///
     /// # Errors
     /// `ENFILE` if the guest has too many open, `ESTALE` if the volume has gone.
-    pub fn add(&self, node: &Node, writable: bool, file: File) -> io::Result<u64> {
+    pub fn add(&self, node: &Arc<Node>, writable: bool, file: File) -> io::Result<u64> {
         let mut table = self.lock();
-        if node.volume.gone() {
+        let handle = Handle { node: node.clone(), writable, file, position: Mutex::new(()) };
+        if !handle.is_allowed() {
             return Err(io::Error::from_raw_os_error(libc::ESTALE));
         }
         if table.handles.len() >= self.limit {
@@ -60,7 +66,6 @@ impl Handles {
         }
         let id = table.next;
         table.next += 1;
-        let handle = Handle { node: node.id, volume: node.volume.id, writable, file, position: Mutex::new(()) };
         table.handles.insert(id, Arc::new(handle));
         Ok(id)
     }
@@ -70,24 +75,24 @@ impl Handles {
     /// # Errors
     /// `EBADF` if there is none.
     pub fn get(&self, id: u64, node: u64) -> io::Result<Arc<Handle>> {
-        let found = self.lock().handles.get(&id).filter(|handle| handle.node == node).cloned();
+        let found = self.lock().handles.get(&id).filter(|handle| handle.node.id == node).cloned();
         found.ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))
     }
 
     /// Closes a file. One that is not open is fine: its volume may have gone.
     pub fn close(&self, id: u64, node: u64) {
         let mut table = self.lock();
-        if table.handles.get(&id).is_some_and(|handle| handle.node == node) {
+        if table.handles.get(&id).is_some_and(|handle| handle.node.id == node) {
             let gone = table.handles.remove(&id);
             drop(table);
             drop(gone);
         }
     }
 
-    /// Closes all files of a volume.
-    pub fn remove_volume(&self, volume: u64) {
+    /// Closes what no volume leads to any more, or none that it may be written by.
+    pub fn end_volume(&self) {
         let mut table = self.lock();
-        let gone: Vec<_> = table.handles.extract_if(|_, handle| handle.volume == volume).collect();
+        let gone: Vec<_> = table.handles.extract_if(|_, handle| !handle.is_allowed()).collect();
         drop(table);
         drop(gone);
     }

@@ -10,8 +10,8 @@
 //! caller's own group (a volume of an `fsGroup` would not be writable), and knows neither
 //! single files nor read-only ones.
 //!
-//! * `volumes`: which volumes there are, and what the guest knows of them: `nodes` (files it
-//!   has looked up) and `handles` (files it has open).
+//! * `volumes`: which volumes there are and at which `places` they begin, and what the guest
+//!   knows of them: `nodes` (files it has looked up) and `handles` (files it has open).
 //! * `passthrough`: what each request does, with `attributes`, `directory` and `credentials`.
 //! * `transfer`: the same for reads and writes, and `short` for names and attributes: what is
 //!   frequent, without the crate. `by_crate`: the rest.
@@ -26,6 +26,17 @@
 //! link of a ConfigMap) is seen about as fast. The content of a file for as long as its time
 //! of modification and its size stay the same. Writes go through: what a process has written
 //! is on the host when `write` returns.
+//!
+//! # What is one file
+//!
+//! One file of the host is one inode of the guest, through however many volumes the pod's
+//! containers reach it, hard links included; so a socket, a pipe, a lock, a shared mapping or a
+//! watch is between them what it is on a host. Directories are one in volumes that begin at the
+//! same directory and have nothing mounted below (see `places`), which is what containers share.
+//!
+//! The guest may do with a file what any of the volumes allows that it reached it through; its
+//! own mounts are read-only or not for each container. What only read-only volumes lead to stays
+//! as it is, whatever the guest asks.
 //!
 //! # Whose files they are
 //!
@@ -53,6 +64,7 @@ mod metrics;
 mod nodes;
 mod numbers;
 mod passthrough;
+mod places;
 mod short;
 mod sys;
 mod transfer;
@@ -62,7 +74,8 @@ mod workers;
 pub use config::TAG;
 pub use device::Fs;
 pub use metrics::FsMetrics;
-pub use volumes::{Access, VolumeError, Volumes};
+pub use places::Access;
+pub use volumes::{VolumeError, Volumes};
 
 #[cfg(test)]
 mod tests;

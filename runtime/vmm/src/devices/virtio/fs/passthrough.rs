@@ -21,7 +21,7 @@ use rustix::fs::{
 use super::credentials::{Owner, keep_set_id};
 use super::handles::Handle;
 use super::metrics::FsMetrics;
-use super::nodes::{Identity, Node, Version};
+use super::nodes::{Found, Held, Node, Version};
 use super::volumes::Volumes;
 use super::{attributes, directory, sys};
 
@@ -47,15 +47,15 @@ pub(super) fn errno(number: i32) -> io::Error {
 
 /// Which file `name` below `directory` is, and what it is like; `directory` itself if the name
 /// is empty. A link is not followed.
-pub(super) fn identify(directory: impl AsFd, name: &CStr) -> io::Result<(Identity, Statx)> {
+pub(super) fn identify(directory: impl AsFd, name: &CStr) -> io::Result<(Found, Statx)> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH;
     let stat = statx(directory, name, flags, StatxFlags::BASIC_STATS | StatxFlags::MNT_ID)?;
-    let identity = Identity {
+    let found = Found {
         mount: stat.stx_mnt_id,
         device: libc::makedev(stat.stx_dev_major, stat.stx_dev_minor),
         inode: stat.stx_ino,
     };
-    Ok((identity, stat))
+    Ok((found, stat))
 }
 
 /// A name that a directory can hold.
@@ -75,7 +75,29 @@ impl Passthrough {
 
     fn writable(&self, id: u64) -> io::Result<Arc<Node>> {
         let node = self.node(id)?;
-        if node.read_only() { Err(errno(libc::EROFS)) } else { Ok(node) }
+        Self::check_writable(&node)?;
+        Ok(node)
+    }
+
+    fn check_writable(node: &Node) -> io::Result<()> {
+        if node.read_only() {
+            return Err(errno(libc::EROFS));
+        }
+        // A volume that may be written has come since. Asked so, the guest looks the path up
+        // again, and by that finds the file through it.
+        if node.held().writable { Ok(()) } else { Err(errno(libc::ESTALE)) }
+    }
+
+    /// Refuses what is done within one volume only, of a file and a directory. Those of one place that are held by
+    /// two of its volumes are looked up again, which makes it one.
+    fn check_together(node: &Node, held: &Held, directory: &Held) -> io::Result<()> {
+        let volume = &directory.volume;
+        match () {
+            () if !node.is_in(volume) => Err(errno(libc::EXDEV)),
+            () if held.mount == directory.mount => Ok(()),
+            () if volume.place.plain => Err(errno(libc::ESTALE)),
+            () => Err(errno(libc::EXDEV)),
+        }
     }
 
     fn handle(&self, id: u64, node: u64) -> io::Result<Arc<Handle>> {
@@ -102,19 +124,23 @@ impl Passthrough {
     /// The same, and what it is like.
     fn find(&self, parent: &Node, name: &CStr) -> io::Result<(Arc<Node>, Statx)> {
         // Nearly always it is known already, and needs no descriptor.
-        let (identity, stat) = identify(parent, name)?;
-        match self.volumes.nodes.find(&parent.volume, identity) {
+        let held = parent.held();
+        let (found, stat) = identify(&*held, name)?;
+        let kind = FileType::from_raw_mode(stat.stx_mode.into());
+        match self.volumes.nodes.find(&held.volume, found.mount, held.volume.identity(kind, &found)) {
             Some(node) => Ok((node, stat)),
-            None => self.enter(parent, name),
+            None => self.enter(&held, name),
         }
     }
 
     /// The same for a file that is not known most likely.
-    fn enter(&self, parent: &Node, name: &CStr) -> io::Result<(Arc<Node>, Statx)> {
+    fn enter(&self, parent: &Held, name: &CStr) -> io::Result<(Arc<Node>, Statx)> {
         let file = openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-        let (identity, stat) = identify(&file, c"")?;
+        let (found, stat) = identify(&file, c"")?;
         let kind = FileType::from_raw_mode(stat.stx_mode.into());
-        Ok((self.volumes.nodes.enter(&parent.volume, file, kind, identity)?, stat))
+        let identity = parent.volume.identity(kind, &found);
+        let held = Held::new(file, found.mount, parent.volume.clone());
+        Ok((self.volumes.nodes.enter(held, kind, identity)?, stat))
     }
 
     /// Opens a node's file anew. Only what cannot do anything by being opened.
@@ -122,7 +148,8 @@ impl Passthrough {
         if !matches!(node.kind, FileType::RegularFile | FileType::Directory) {
             return Err(errno(libc::EIO));
         }
-        let path = sys::path_of(node.as_fd());
+        let held = node.held();
+        let path = sys::path_of(held.as_fd());
         let file = openat(CWD, path.as_c_str(), flags | OFlags::CLOEXEC, Mode::empty())?;
         Ok(file.into())
     }
@@ -142,7 +169,7 @@ impl Passthrough {
     fn attributes(&self, node: &Node, handle: Option<&Handle>) -> io::Result<(libc::stat64, Duration)> {
         let (_, stat) = match handle {
             Some(handle) => identify(&handle.file, c"")?,
-            None => identify(node, c"")?,
+            None => identify(&*node.held(), c"")?,
         };
         Ok((attributes::stat(&stat, self.volumes.inode(node.identity.device, stat.stx_ino)), CACHE_TIME))
     }
@@ -153,13 +180,13 @@ impl Passthrough {
         ctx: &Context,
         parent: u64,
         name: &CStr,
-        make: impl FnOnce(&Node) -> rustix::io::Result<()>,
+        make: impl FnOnce(&Held) -> rustix::io::Result<()>,
     ) -> io::Result<Entry> {
         check_name(name)?;
         let parent = self.writable(parent)?;
         {
             let _owner = Owner::new(ctx.uid, ctx.gid)?;
-            make(&parent)?;
+            make(&parent.held())?;
         }
         self.look_up(&parent, name)
     }
@@ -205,7 +232,7 @@ impl FileSystem for Passthrough {
     fn lookup(&self, _ctx: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
         if parent == ROOT_ID {
             let root = self.volumes.root(name.to_bytes()).ok_or_else(|| errno(libc::ENOENT))?;
-            let (_, stat) = identify(&*root, c"")?;
+            let (_, stat) = identify(&*root.held(), c"")?;
             return Ok(self.entry(&root, &stat));
         }
         let parent = self.node(parent)?;
@@ -236,14 +263,14 @@ impl FileSystem for Passthrough {
         let node = self.writable(inode)?;
         if valid.contains(SetattrValid::MODE) {
             keep_set_id(true)?;
-            sys::chmod(node.as_fd(), attr.st_mode & 0o7777)?;
+            sys::chmod(node.held().as_fd(), attr.st_mode & 0o7777)?;
         }
         if valid.intersects(SetattrValid::UID | SetattrValid::GID) {
             let id = |flag, id: u32| valid.contains(flag).then_some(id).filter(|id| *id != u32::MAX);
             let uid = id(SetattrValid::UID, attr.st_uid).map(rustix::fs::Uid::from_raw);
             let gid = id(SetattrValid::GID, attr.st_gid).map(rustix::fs::Gid::from_raw);
             let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW;
-            rustix::fs::chownat(&*node, c"", uid, gid, flags)?;
+            rustix::fs::chownat(&*node.held(), c"", uid, gid, flags)?;
         }
         if valid.contains(SetattrValid::SIZE) {
             let size = u64::try_from(attr.st_size).map_err(|_| errno(libc::EINVAL))?;
@@ -256,14 +283,14 @@ impl FileSystem for Passthrough {
         }
         if let Some(times) = attributes::times(&attr, valid) {
             let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW;
-            rustix::fs::utimensat(&*node, c"", &times, flags)?;
+            rustix::fs::utimensat(&*node.held(), c"", &times, flags)?;
         }
         self.attributes(&node, None)
     }
 
     fn readlink(&self, _ctx: &Context, inode: u64) -> io::Result<Vec<u8>> {
         let node = self.node(inode)?;
-        Ok(readlinkat(&*node, c"", Vec::with_capacity(256))?.into_bytes())
+        Ok(readlinkat(&*node.held(), c"", Vec::with_capacity(256))?.into_bytes())
     }
 
     fn symlink(&self, ctx: &Context, target: &CStr, parent: u64, name: &CStr) -> io::Result<Entry> {
@@ -293,12 +320,12 @@ impl FileSystem for Passthrough {
 
     fn unlink(&self, _ctx: &Context, parent: u64, name: &CStr) -> io::Result<()> {
         check_name(name)?;
-        Ok(unlinkat(&*self.writable(parent)?, name, AtFlags::empty())?)
+        Ok(unlinkat(&*self.writable(parent)?.held(), name, AtFlags::empty())?)
     }
 
     fn rmdir(&self, _ctx: &Context, parent: u64, name: &CStr) -> io::Result<()> {
         check_name(name)?;
-        Ok(unlinkat(&*self.writable(parent)?, name, AtFlags::REMOVEDIR)?)
+        Ok(unlinkat(&*self.writable(parent)?.held(), name, AtFlags::REMOVEDIR)?)
     }
 
     fn rename(
@@ -313,21 +340,19 @@ impl FileSystem for Passthrough {
         check_name(from_name)?;
         check_name(to_name)?;
         let (from, to) = (self.writable(from)?, self.writable(to)?);
-        if from.volume.id != to.volume.id {
-            return Err(errno(libc::EXDEV));
-        }
+        let (from_held, to_held) = (from.held(), to.held());
+        Self::check_together(&from, &from_held, &to_held)?;
         let flags = RenameFlags::from_bits(flags).ok_or_else(|| errno(libc::EINVAL))?;
-        Ok(renameat_with(&*from, from_name, &*to, to_name, flags)?)
+        Ok(renameat_with(&*from_held, from_name, &*to_held, to_name, flags)?)
     }
 
     fn link(&self, _ctx: &Context, inode: u64, parent: u64, name: &CStr) -> io::Result<Entry> {
         check_name(name)?;
         let (node, parent) = (self.writable(inode)?, self.writable(parent)?);
-        if node.volume.id != parent.volume.id {
-            return Err(errno(libc::EXDEV));
-        }
+        let (file, directory) = (node.held(), parent.held());
+        Self::check_together(&node, &file, &directory)?;
         // By descriptor alone, it would take a capability over the whole host.
-        linkat(CWD, sys::path_of(node.as_fd()), &*parent, name, AtFlags::SYMLINK_FOLLOW)?;
+        linkat(CWD, sys::path_of(file.as_fd()), &*directory, name, AtFlags::SYMLINK_FOLLOW)?;
         self.look_up(&parent, name)
     }
 
@@ -340,8 +365,8 @@ impl FileSystem for Passthrough {
     ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
         let node = self.node(inode)?;
         let mode = open_mode(flags);
-        if wants_write(mode) && node.read_only() {
-            return Err(errno(libc::EROFS));
+        if wants_write(mode) {
+            Self::check_writable(&node)?;
         }
         clear_set_id(fuse_flags & FOPEN_IN_KILL_SUIDGID != 0)?;
         let file = self.open_node(&node, mode)?;
@@ -359,23 +384,26 @@ impl FileSystem for Passthrough {
     ) -> io::Result<(Entry, Option<u64>, OpenOptions, Option<u32>)> {
         check_name(name)?;
         let parent = self.writable(parent)?;
+        let directory = parent.held();
         let mode = open_mode(args.flags);
         let permissions = Mode::from_bits_truncate(args.mode & !args.umask);
         let made = {
             let _owner = Owner::new(ctx.uid, ctx.gid)?;
             let flags = mode | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            openat(&*parent, name, flags, permissions)
+            openat(&*directory, name, flags, permissions)
         };
         let ((node, stat), file) = match made {
-            Ok(file) => (self.enter(&parent, name)?, Some(File::from(file))),
+            Ok(file) => (self.enter(&directory, name)?, Some(File::from(file))),
             Err(rustix::io::Errno::EXIST) if args.flags & libc::O_EXCL as u32 == 0 => (self.find(&parent, name)?, None),
             Err(error) => return Err(error.into()),
         };
         let open = || {
-            let made = file.map(|file| identify(&file, c"").map(|(identity, stat)| (file, identity, stat)));
+            let made = file.map(|file| identify(&file, c"").map(|(found, stat)| (file, found, stat)));
             let (file, now) = match made.transpose()? {
                 // Somebody on the host may have put another file there since.
-                Some((file, identity, stat)) if identity == node.identity => (file, Version::from(stat)),
+                Some((file, found, stat)) if directory.volume.identity(node.kind, &found) == node.identity => {
+                    (file, Version::from(stat))
+                }
                 _ => {
                     clear_set_id(args.fuse_flags & FOPEN_IN_KILL_SUIDGID != 0)?;
                     let file = self.open_node(&node, mode)?;
@@ -476,20 +504,20 @@ impl FileSystem for Passthrough {
         if inode == ROOT_ID {
             return Ok(attributes::device_statfs());
         }
-        sys::statvfs(self.node(inode)?.as_fd())
+        sys::statvfs(self.node(inode)?.held().as_fd())
     }
 
     fn setxattr(&self, _ctx: &Context, inode: u64, name: &CStr, value: &[u8], flags: u32) -> io::Result<()> {
         let node = self.writable(inode)?;
         attributes::check_xattr(name)?;
         let flags = i32::try_from(flags).map_err(|_| errno(libc::EINVAL))?;
-        sys::setxattr(node.as_fd(), name, value, flags)
+        sys::setxattr(node.held().as_fd(), name, value, flags)
     }
 
     fn getxattr(&self, _ctx: &Context, inode: u64, name: &CStr, size: u32) -> io::Result<GetxattrReply> {
         let node = self.node(inode)?;
         let mut value = vec![0; attributes::xattr_buffer(size)];
-        let length = sys::getxattr(node.as_fd(), name, &mut value)?;
+        let length = sys::getxattr(node.held().as_fd(), name, &mut value)?;
         if size == 0 {
             return Ok(GetxattrReply::Count(u32::try_from(length).map_err(|_| errno(libc::E2BIG))?));
         }
@@ -500,7 +528,7 @@ impl FileSystem for Passthrough {
     fn listxattr(&self, _ctx: &Context, inode: u64, size: u32) -> io::Result<ListxattrReply> {
         let node = self.node(inode)?;
         let mut names = vec![0; attributes::xattr_buffer(size)];
-        let length = sys::listxattr(node.as_fd(), &mut names)?;
+        let length = sys::listxattr(node.held().as_fd(), &mut names)?;
         if size == 0 {
             return Ok(ListxattrReply::Count(u32::try_from(length).map_err(|_| errno(libc::E2BIG))?));
         }
@@ -511,7 +539,7 @@ impl FileSystem for Passthrough {
     fn removexattr(&self, _ctx: &Context, inode: u64, name: &CStr) -> io::Result<()> {
         let node = self.writable(inode)?;
         attributes::check_xattr(name)?;
-        sys::removexattr(node.as_fd(), name)
+        sys::removexattr(node.held().as_fd(), name)
     }
 
     fn opendir(&self, _ctx: &Context, inode: u64, _flags: u32) -> io::Result<(Option<u64>, OpenOptions)> {

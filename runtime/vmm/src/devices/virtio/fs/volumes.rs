@@ -1,20 +1,21 @@
 //! Which volumes there are. They come and go while the guest runs.
 
 use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use rustix::fs::FileType;
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, openat2, readlinkat};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::directory;
 use super::handles::Handles;
 use super::metrics::FsMetrics;
-use super::nodes::{Node, Nodes};
+use super::nodes::{Held, Node, Nodes};
 use super::passthrough::identify;
+use super::places::{Access, Place, Volume};
+use super::{directory, sys};
 
 /// Longest name of a volume in bytes, as of a file.
 const NAME_LIMIT: usize = 255;
@@ -22,45 +23,6 @@ const NAME_LIMIT: usize = 255;
 const VOLUME_LIMIT: usize = 4096;
 /// Descriptors left to the rest of the VMM.
 const RESERVED: u64 = 1024;
-
-/// What the guest may do with a volume.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Access {
-    /// Read and write.
-    Write,
-    /// Read; but write to file systems that are mounted below it.
-    Read,
-    /// Read, below mounts as well.
-    ReadAll,
-}
-
-/// A directory or file of the host that the guest sees.
-#[derive(Debug)]
-pub struct Volume {
-    /// Never given to another.
-    pub id: u64,
-    access: Access,
-    /// The mount that it begins in.
-    mount: u64,
-    gone: AtomicBool,
-}
-
-impl Volume {
-    /// Whether it has been taken away.
-    pub fn gone(&self) -> bool {
-        self.gone.load(Ordering::Acquire)
-    }
-
-    /// Whether the guest may not change files that lie in this mount.
-    pub fn read_only(&self, mount: u64) -> bool {
-        match self.access {
-            Access::Write => false,
-            Access::Read => mount == self.mount,
-            Access::ReadAll => true,
-        }
-    }
-}
 
 /// A volume that cannot be.
 #[derive(Debug, thiserror::Error)]
@@ -87,10 +49,17 @@ pub enum VolumeError {
     },
 }
 
+/// What a volume begins with.
+#[derive(Debug)]
+struct Root {
+    node: Arc<Node>,
+    held: Arc<Held>,
+}
+
 /// The volumes of a device, and what the guest knows and has open of them.
 #[derive(Debug)]
 pub struct Volumes {
-    roots: RwLock<BTreeMap<String, Arc<Node>>>,
+    roots: RwLock<BTreeMap<String, Root>>,
     pub(super) nodes: Nodes,
     pub(super) handles: Handles,
     pub(super) metrics: FsMetrics,
@@ -119,17 +88,18 @@ impl Volumes {
         }
     }
 
-    /// Gives the guest a directory or a file, below the device's root by this name.
+    /// Gives the guest a directory or a file, below the device's root by this name. It is `plain` if nothing is mounted below
+    /// it, now and later.
     ///
     /// # Errors
     /// See [`VolumeError`].
-    pub fn add(&self, name: &str, file: OwnedFd, access: Access) -> Result<(), VolumeError> {
+    pub fn add(&self, name: &str, file: OwnedFd, access: Access, plain: bool) -> Result<(), VolumeError> {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
         if name.is_empty() || name.len() > NAME_LIMIT || !name.bytes().all(allowed) || matches!(name, "." | "..") {
             return Err(VolumeError::Name(name.into()));
         }
         let inspect = |source| VolumeError::Inspect { name: name.into(), source };
-        let (identity, stat) = identify(&file, c"").map_err(inspect)?;
+        let (found, stat) = identify(&file, c"").map_err(inspect)?;
         let kind = FileType::from_raw_mode(stat.stx_mode.into());
         if !matches!(kind, FileType::Directory | FileType::RegularFile) {
             return Err(VolumeError::Kind(name.into()));
@@ -141,9 +111,18 @@ impl Volumes {
         if roots.len() >= VOLUME_LIMIT {
             return Err(VolumeError::TooMany);
         }
-        let id = self.nodes.new_id();
-        let volume = Arc::new(Volume { id, access, mount: identity.mount, gone: AtomicBool::new(false) });
-        roots.insert(name.to_owned(), Arc::new(Node::new(id, volume, file, kind, identity)));
+        let same = |root: &&Root| {
+            let identity = root.node.identity;
+            root.held.volume.place.plain && (identity.device, identity.inode) == (found.device, found.inode)
+        };
+        let known = roots.values().find(same).filter(|_| plain).map(|root| root.held.volume.place.clone());
+        let place = known.unwrap_or_else(|| Arc::new(Place::new(self.nodes.new_id(), plain)));
+        let volume = Arc::new(Volume::new(place, access, found.mount));
+        let identity = volume.identity(kind, &found);
+        let held = Held::new(file, found.mount, volume.clone());
+        let held = (held.through(volume.clone()), held);
+        let node = self.nodes.begin_volume(held.0, kind, identity).inspect_err(|_| volume.end()).map_err(inspect)?;
+        roots.insert(name.to_owned(), Root { node, held: held.1.into() });
         Ok(())
     }
 
@@ -159,16 +138,44 @@ impl Volumes {
         &self.metrics
     }
 
-    /// Takes a volume away; whatever the guest has open of it is closed. One that is not there
-    /// is fine.
+    /// Takes a volume away; whatever the guest has open by no other is closed. One that is not there is fine.
     pub fn remove(&self, name: &str) {
-        let root = self.roots.write().unwrap_or_else(PoisonError::into_inner).remove(name);
-        if let Some(root) = root {
-            // First: a request in progress adds nothing after it has been cleared out.
-            root.volume.gone.store(true, Ordering::Release);
-            self.nodes.remove_volume(root.volume.id);
-            self.handles.remove_volume(root.volume.id);
+        let mut roots = self.roots.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(root) = roots.remove(name) else { return };
+        // First: a request in progress adds nothing after it has been cleared out.
+        root.held.volume.end();
+        let others = roots.values().filter(|other| other.node.id == root.node.id);
+        if let Some(other) = others.max_by_key(|other| other.held.writable)
+            && root.node.held().volume.gone()
+        {
+            root.node.hold(other.held.clone());
         }
+        drop(roots);
+        self.nodes.end_volume(root.node.id);
+        self.handles.end_volume();
+    }
+
+    /// Has a node that was reached through a volume that has gone be held through another that leads there.
+    fn hold_anew(&self, node: &Node) {
+        let roots = self.roots.read().unwrap_or_else(PoisonError::into_inner);
+        let (held, mut others) = (node.held(), Vec::new());
+        others.extend(roots.values().filter(|root| node.is_in(&root.held.volume)).map(|root| &root.held));
+        others.sort_by_key(|other| !other.writable);
+        let Some(first) = others.first() else { return };
+        let same = |other: &&&Arc<Held>| other.volume.place.id == held.volume.place.id;
+        let found = others.iter().find(same).and_then(|root| {
+            // Where it is by now below the place, which is the same for all volumes of that.
+            let path = readlinkat(CWD, sys::path_of(held.as_fd()), Vec::new()).ok()?;
+            let below = CString::new(path.as_bytes().strip_prefix(b"/").filter(|path| !path.is_empty())?).ok()?;
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+            let file = openat2(&***root, below, flags, Mode::empty(), resolve).ok()?;
+            let (found, _) = identify(&file, c"").ok()?;
+            let is_it = root.volume.identity(node.kind, &found) == node.identity;
+            is_it.then(|| Held::new(file, found.mount, root.volume.clone()))
+        });
+        // What has no name any more stays what it is.
+        node.hold(found.unwrap_or_else(|| held.through(first.volume.clone())).into());
     }
 
     /// The inode number that the guest sees. To it all volumes are one file system, so the
@@ -196,23 +203,25 @@ impl Volumes {
         })
     }
 
-    /// The root of the volume of this name.
+    /// The root of the volume of this name; the guest is told of it once more.
     pub(super) fn root(&self, name: &[u8]) -> Option<Arc<Node>> {
         let name = std::str::from_utf8(name).ok()?;
-        self.roots.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        let roots = self.roots.read().unwrap_or_else(PoisonError::into_inner);
+        let node = roots.get(name)?.node.clone();
+        self.nodes.tell(node.id);
+        Some(node)
     }
 
-    /// The node of this number, a volume's root or another.
+    /// The node of this number.
     ///
     /// # Errors
     /// `ESTALE` if there is none: its volume has gone.
     pub(super) fn node(&self, id: u64) -> io::Result<Arc<Node>> {
-        if let Some(node) = self.nodes.get(id) {
-            return Ok(node);
+        let node = self.nodes.get(id).ok_or_else(|| io::Error::from_raw_os_error(libc::ESTALE))?;
+        if node.held().volume.gone() {
+            self.hold_anew(&node);
         }
-        let roots = self.roots.read().unwrap_or_else(PoisonError::into_inner);
-        let root = roots.values().find(|root| root.id == id).cloned();
-        root.ok_or_else(|| io::Error::from_raw_os_error(libc::ESTALE))
+        Ok(node)
     }
 }
 

@@ -66,7 +66,7 @@ impl Guest {
     }
 
     pub fn share(&self, name: &str, path: &Path, access: Access) {
-        self.volumes.add(name, held(path), access).unwrap();
+        self.volumes.add(name, held(path), access, true).unwrap();
     }
 
     /// Sends a message; answers what came back without its header, or the error's number.
@@ -172,6 +172,21 @@ impl Guest {
     pub fn truncate(&mut self, node: u64, size: u64) -> Result<(), i32> {
         let set = SetattrIn { valid: SetattrValid::SIZE.bits(), size, ..SetattrIn::default() };
         self.call(Opcode::Setattr, node, set.as_slice()).map(drop)
+    }
+
+    /// Sends what is not answered.
+    pub fn forget(&mut self, node: u64, body: &[u8]) {
+        let length = (size_of::<InHeader>() + body.len()) as u32;
+        let header =
+            InHeader { len: length, opcode: Opcode::Forget as u32, unique: 9, nodeid: node, ..InHeader::default() };
+        self.memory.write_slice(&[header.as_slice(), body].concat(), GuestAddress(0x30_0000)).unwrap();
+        self.high.add(&[readable(0x30_0000, length)]);
+        self.notify(0);
+        let deadline = Instant::now() + PATIENCE;
+        while self.high.take().is_none() {
+            assert!(Instant::now() < deadline, "the device does not take it");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     pub fn rename(&mut self, from: u64, name: &str, to: u64, new: &str) -> Result<(), i32> {

@@ -48,12 +48,12 @@ fn requests_that_the_device_does_not_know_are_answered() {
 
 /// A message with some sense in it.
 fn message() -> impl Strategy<Value = Vec<u8>> {
-    let node = prop_oneof![Just(1_u64), 2_u64..12, any::<u64>()];
+    let node = prop_oneof![Just(1_u64), 2_u64..16, any::<u64>()];
     let length = prop_oneof![Just(None), any::<u32>().prop_map(Some)];
     let body = prop_oneof![
         prop::collection::vec(any::<u8>(), 0..200),
         prop::collection::vec(prop_oneof![Just(0_u8), Just(1), Just(0xff), Just(b'/'), Just(b'.')], 0..200),
-        "(data|file|sub|new)\0(file|link|x)?\0?".prop_map(String::into_bytes),
+        "(data|locked|file|sub|new)\0(file|link|x)?\0?".prop_map(String::into_bytes),
     ];
     (0_u32..60, node, length, body).prop_map(|(opcode, nodeid, length, body)| {
         let whole = (size_of::<InHeader>() + body.len()) as u32;
@@ -82,7 +82,14 @@ proptest! {
         let outside = directory();
         symlink(outside.path(), host.path().join("link")).unwrap();
         guest.share("data", host.path(), Access::Write);
-        guest.walk("data/sub/empty").unwrap();
+        // Two that are one, and a part of them.
+        let locked = directory();
+        for (name, below) in [("locked", ""), ("again", ""), ("part", "sub")] {
+            guest.share(name, &locked.path().join(below), Access::ReadAll);
+        }
+        for path in ["data/sub/empty", "data/file", "locked/sub/empty", "again/file", "part/empty"] {
+            guest.walk(path).unwrap();
+        }
         for message in messages {
             guest.memory.write_slice(&message, GuestAddress(0x40_0000)).unwrap();
             let header = size_of::<InHeader>() as u32;
@@ -97,6 +104,10 @@ proptest! {
         }
         prop_assert_eq!(fs::read(outside.path().join("file")).unwrap(), b"content");
         prop_assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 2);
+        prop_assert_eq!(fs::read(locked.path().join("file")).unwrap(), b"content");
+        prop_assert_eq!(fs::metadata(locked.path().join("sub/empty")).unwrap().len(), 0);
+        let left = ["", "sub"].map(|below| fs::read_dir(locked.path().join(below)).unwrap().count());
+        prop_assert_eq!(left, [2, 1], "what is read-only is as it was");
     }
 
     #[test]

@@ -2,15 +2,14 @@
 
 use std::fs;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use fuse_backend_rs::abi::fuse_abi::{ForgetIn, InHeader, InitIn, Opcode};
-use vm_memory::{ByteValued, Bytes, GuestAddress};
+use fuse_backend_rs::abi::fuse_abi::{ForgetIn, InitIn, Opcode};
+use vm_memory::ByteValued;
 
-use super::guest::{Guest, PATIENCE, ROOT, directory, held};
+use super::guest::{Guest, ROOT, directory, held};
 use crate::devices::virtio::device::VirtioDevice;
 use crate::devices::virtio::fs::{Access, VolumeError};
-use crate::devices::virtio::testing::{FEATURES, Interrupts, activation, readable};
+use crate::devices::virtio::testing::{FEATURES, Interrupts, activation};
 
 #[test]
 fn a_volume_is_there_from_its_addition_to_its_removal() {
@@ -19,7 +18,7 @@ fn a_volume_is_there_from_its_addition_to_its_removal() {
     guest.share("data", host.path(), Access::Write);
     let file = guest.walk("data/file").unwrap().nodeid;
     let opened = guest.open(file, libc::O_RDONLY).unwrap().fh;
-    assert!(matches!(guest.volumes.add("data", held(host.path()), Access::Write), Err(VolumeError::Taken(_))));
+    assert!(matches!(guest.volumes.add("data", held(host.path()), Access::Write, true), Err(VolumeError::Taken(_))));
     guest.volumes.remove("data");
     guest.volumes.remove("data");
     assert_eq!(guest.walk("data").map(|_| ()), Err(libc::ENOENT));
@@ -50,10 +49,10 @@ fn a_single_file_has_no_neighbours() {
 fn only_directories_and_files_by_proper_names_are_volumes() {
     let (host, guest) = (directory(), Guest::new());
     for name in ["", ".", "..", "a/b", "a b", "\u{e4}", &"x".repeat(256)] {
-        let result = guest.volumes.add(name, held(host.path()), Access::Write);
+        let result = guest.volumes.add(name, held(host.path()), Access::Write, true);
         assert!(matches!(result, Err(VolumeError::Name(_))), "{name:?}");
     }
-    let null = guest.volumes.add("null", held("/dev/null".as_ref()), Access::Write);
+    let null = guest.volumes.add("null", held("/dev/null".as_ref()), Access::Write, true);
     assert!(matches!(null, Err(VolumeError::Kind(_))));
 }
 
@@ -82,19 +81,7 @@ fn what_the_guest_forgets_is_let_go_of() {
     guest.share("data", host.path(), Access::Write);
     let file = guest.walk("data/file").unwrap().nodeid;
     guest.walk("data/file").unwrap();
-    let forget = |guest: &mut Guest, nlookup| {
-        let header =
-            InHeader { len: 48, opcode: Opcode::Forget as u32, unique: 9, nodeid: file, ..InHeader::default() };
-        let message = [header.as_slice(), ForgetIn { nlookup }.as_slice()].concat();
-        guest.memory.write_slice(&message, GuestAddress(0x30_0000)).unwrap();
-        guest.high.add(&[readable(0x30_0000, 48)]);
-        guest.notify(0);
-        let deadline = Instant::now() + PATIENCE;
-        while guest.high.take().is_none() {
-            assert!(Instant::now() < deadline);
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    };
+    let forget = |guest: &mut Guest, nlookup| guest.forget(file, ForgetIn { nlookup }.as_slice());
     forget(&mut guest, 1);
     assert_eq!(guest.volumes.nodes.len(), 1);
     forget(&mut guest, 1);

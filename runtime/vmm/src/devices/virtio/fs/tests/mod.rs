@@ -4,3 +4,4 @@ mod files;
 mod guest;
 mod hostile;
 mod lifecycle;
+mod shared;
