@@ -452,7 +452,7 @@ async fn the_agent_tells_what_it_knows_and_its_clock() {
     let mut agent = agent!();
     let mut told = agent.calls.info(InfoRequest {}).await.unwrap().into_inner().features;
     told.sort();
-    assert_eq!(told, ["clock", "exec_tree", "oom_of_process", "starting"]);
+    assert_eq!(told, ["clock", "exec_tree", "image_volumes", "oom_of_process", "starting"]);
     let first = agent.calls.set_clock(SetClockRequest::default()).await.unwrap().into_inner();
     let second = agent.calls.set_clock(SetClockRequest::default()).await.unwrap().into_inner();
     assert!(first.at > 0 && second.at >= first.at && !first.stepped);

@@ -8,13 +8,15 @@
 pub const CLOCK: &str = "clock";
 /// `SignalRequest.exec_tree`, and that ForgetExec kills all that a running exec has started, and one that is being started.
 pub const EXEC_TREE: &str = "exec_tree";
+/// `CreateContainerRequest.image_volumes` and `image_volumes_writable`.
+pub const IMAGE_VOLUMES: &str = "image_volumes";
 /// `WaitResponse.oom_killed` is about the process, not about the container.
 pub const OOM_OF_PROCESS: &str = "oom_of_process";
 /// `ContainerInfo.starting` and `STATE_CREATING`.
 pub const STARTING: &str = "starting";
 
 /// What an agent of this release knows.
-pub const ALL: [&str; 4] = [CLOCK, EXEC_TREE, OOM_OF_PROCESS, STARTING];
+pub const ALL: [&str; 5] = [CLOCK, EXEC_TREE, IMAGE_VOLUMES, OOM_OF_PROCESS, STARTING];
 
 #[cfg(test)]
 mod tests {

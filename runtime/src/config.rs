@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use nacelle_image::Mirrors;
-use nacelle_sandbox::{CgroupDriver, GuestConfig, GuestHandler, ManagerConfig, NetworkConfig, Seccomp};
+use nacelle_sandbox::{
+    CgroupDriver, GuestConfig, GuestHandler, ImageVolumes, ManagerConfig, NetworkConfig, Seccomp,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::handlers::{self, HandlerConfig};
@@ -71,6 +73,8 @@ impl Default for RegistryConfig {
 pub struct ImagesConfig {
     /// Names of images that the kubelet must not remove to make room.
     pub pinned: Vec<String>,
+    /// What becomes of the directories that an image declares for data (`VOLUME`).
+    pub volumes: ImageVolumes,
 }
 
 /// System call filter of a container that names none.
@@ -178,6 +182,7 @@ impl Config {
             program,
             guest: self.guest.clone(),
             handlers: self.guest_handlers(),
+            image_volumes: self.images.volumes,
             network: self.network.clone(),
             cgroup_driver: self.cgroup_driver,
             timeout_scale: self.timeout_scale,
@@ -306,6 +311,12 @@ impl Config {
             toml(paths),
         );
         key("Images that the kubelet must not remove to make room.", "images.pinned", toml(&self.images.pinned));
+        key(
+            "Directories that an image declares for data (VOLUME): \"bind\" them, so that they can be written to under a \
+             read-only root, too, \"mkdir\" for directories of the root, or \"ignore\".",
+            "images.volumes",
+            toml(self.images.volumes),
+        );
         self.streaming.describe(&mut key);
         key("The handler of pods without a RuntimeClass.", "default_handler", toml(&self.default_handler));
         handlers::describe(&self.handlers, &mut key);

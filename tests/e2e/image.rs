@@ -3,7 +3,7 @@
 use nacelle_proto::runtime::v1 as cri;
 use tonic::Code;
 
-use nacelle_tests::client::{Client, image};
+use nacelle_tests::client::{Client, container_config, image, log_lines};
 use nacelle_tests::daemon::Daemon;
 
 async fn status(client: &Client, name: &str) -> Option<cri::Image> {
@@ -93,6 +93,41 @@ async fn names_are_within_the_image_however_they_are_written() {
     for escaped in ["/tmp/nacelle-escaped", "/tmp/nacelle-escaped-too"] {
         assert!(!std::path::Path::new(escaped).exists(), "{escaped}");
     }
+}
+
+/// Databases declare where their data is, and are run with a root that cannot be written to.
+#[tokio::test]
+async fn an_images_volumes_can_be_written_to_under_a_read_only_root() {
+    let client = Client::node().await;
+    client.pull("volumes").await.unwrap();
+    let logs = tempfile::tempdir().unwrap();
+    let pod = client.run_pod(logs.path()).await.unwrap();
+    let script = "set -e; id -u; stat -c %u:%g /data /data/content; cat /data/content; echo; \
+        touch /data/x /not/there/x /link/linked/x; ls /real/linked; touch /x 2>/dev/null || echo read-only";
+    let run = async |change: &dyn Fn(&mut cri::ContainerConfig)| {
+        let mut config = container_config("volumes", &["sh", "-c", script]);
+        change(&mut config);
+        let container = client.create_as(&pod, config).await.unwrap();
+        client.start(&container).await.unwrap();
+        let status = client.wait_exit(&container).await.unwrap();
+        let lines = log_lines(&status.log_path).unwrap();
+        (lines.into_iter().map(|(_, line)| line).collect::<Vec<_>>(), status.exit_code)
+    };
+    let read_only = |config: &mut cri::ContainerConfig| {
+        let linux = config.linux.get_or_insert_default();
+        linux.security_context.get_or_insert_default().readonly_rootfs = true;
+    };
+    let expected = ["0", "1234:2345", "1234:2345", "content", "x", "read-only"].map(str::to_owned).to_vec();
+    assert_eq!(run(&read_only).await, (expected.clone(), 0));
+    let (lines, code) = run(&|_| ()).await;
+    assert_eq!((&lines[..], code), (&expected[..5], 0));
+    // A number is a number, whatever the image calls it.
+    let numbered = |config: &mut cri::ContainerConfig| {
+        let context = config.linux.get_or_insert_default().security_context.get_or_insert_default();
+        context.run_as_user = Some(cri::Int64Value { value: 1000 });
+    };
+    assert_eq!(run(&numbered).await.0.first().map(String::as_str), Some("1000"));
+    client.remove_pod(&pod).await.unwrap();
 }
 
 #[tokio::test]

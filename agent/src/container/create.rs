@@ -14,8 +14,8 @@ use super::cgroup::Cgroup;
 use super::rootfs::RootFs;
 use super::spec::{self, Completion};
 use super::{
-    Container, Init, Phase, Status, check_id, cwd, device_policy, guest_devices, limits, mount_points, user_namespace,
-    volumes,
+    Container, Init, Phase, Status, check_id, cwd, device_policy, guest_devices, image_volumes, limits, mount_points,
+    user_namespace, volumes,
 };
 use crate::agent::Agent;
 use crate::error::{Error, Result};
@@ -140,8 +140,9 @@ impl Agent {
         };
         let identity = spec::complete(spec, &with)?;
         self.bind_sources(id, request, spec)?;
+        let owner = namespaces.map_or((0, 0), |namespaces| namespaces.ids.root());
+        image_volumes::make(&root.root(), request, spec, owner)?;
         if let Some(process) = spec.process() {
-            let owner = namespaces.map_or((0, 0), |namespaces| namespaces.ids.root());
             cwd::make(&root.root(), process.cwd(), owner)?;
         }
         if let Some(namespace) = self.pid_namespace(request)? {

@@ -21,6 +21,7 @@ mod cwd;
 pub mod device_policy;
 mod exec;
 mod guest_devices;
+mod image_volumes;
 mod limits;
 mod mount_points;
 mod remove;

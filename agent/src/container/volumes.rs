@@ -180,7 +180,7 @@ impl Agent {
 }
 
 /// The path of `sub` in the mounted image at `root`, whose links are followed inside of it.
-fn within(root: &Path, sub: &str) -> Result<PathBuf> {
+pub(super) fn within(root: &Path, sub: &str) -> Result<PathBuf> {
     if sub.is_empty() {
         return Ok(root.to_owned());
     }

@@ -68,6 +68,19 @@ impl Default for GuestConfig {
     }
 }
 
+/// What becomes of the directories that an image declares for data (`VOLUME`), by CRI-O's names.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ImageVolumes {
+    /// They exist, and can be written to although the container's root cannot be.
+    #[default]
+    Bind,
+    /// They exist, and are like the rest of the container's root.
+    Mkdir,
+    /// Nothing: they are there if the image has them.
+    Ignore,
+}
+
 /// Everything [`crate::Manager::open`] needs.
 #[derive(Debug, Clone)]
 pub struct ManagerConfig {
@@ -82,6 +95,8 @@ pub struct ManagerConfig {
     pub guest: GuestConfig,
     /// The RuntimeClass handlers by name.
     pub handlers: BTreeMap<String, GuestHandler>,
+    /// What becomes of images' volumes.
+    pub image_volumes: ImageVolumes,
     /// How pods get their network.
     pub network: NetworkConfig,
     /// How the kubelet names cgroups.

@@ -51,7 +51,7 @@ mod vm;
 mod volumes;
 
 pub use cgroup::CgroupDriver;
-pub use config::{GuestConfig, ManagerConfig};
+pub use config::{GuestConfig, ImageVolumes, ManagerConfig};
 pub use error::{AgentFailure, Error, ErrorKind};
 pub use events::{Event, EventKind, EventStream, Missed};
 pub use exec::{EXEC_OUTPUT_LIMIT, ExecOutput};

@@ -586,6 +586,7 @@ fn defaults(image: &Image) -> ImageDefaults {
         working_dir: config.working_dir.clone(),
         user: config.user.clone(),
         stop_signal: config.stop_signal.clone(),
+        volumes: config.volumes.clone(),
     }
 }
 

@@ -18,6 +18,7 @@ pub(crate) async fn runtime() -> (Runtime, tempfile::TempDir) {
         program: "/no/such/program".into(),
         guest: GuestConfig { scratch_mib: 16, ..GuestConfig::default() },
         handlers: Default::default(),
+        image_volumes: nacelle_sandbox::ImageVolumes::default(),
         network: NetworkConfig::default(),
         cgroup_driver: CgroupDriver::default(),
         timeout_scale: 1.0,

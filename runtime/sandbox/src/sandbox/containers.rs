@@ -8,6 +8,7 @@ use super::teardown::owner;
 use super::volumes::Volumes;
 use super::{NOT_STARTED, Sandbox, make_directory};
 use crate::clock;
+use crate::config::ImageVolumes;
 use crate::container::Container;
 use crate::failpoint::step;
 use crate::model::{
@@ -58,6 +59,11 @@ impl Sandbox {
             pid_namespace: pid_namespace(config.security.pid).into(),
             pid_target,
             apparmor_policy,
+            image_volumes: match self.manager.image_volumes {
+                ImageVolumes::Ignore => Vec::new(),
+                ImageVolumes::Mkdir | ImageVolumes::Bind => defaults.volumes,
+            },
+            image_volumes_writable: self.manager.image_volumes == ImageVolumes::Bind,
             volumes: None,
             images: Vec::new(),
             block_devices: Vec::new(),

@@ -24,6 +24,8 @@ pub struct ImageDefaults {
     pub user: String,
     /// Signal that asks it to end; empty for `SIGTERM`.
     pub stop_signal: String,
+    /// Directories for data of its own.
+    pub volumes: Vec<String>,
 }
 
 /// Builds the process.
