@@ -23,7 +23,7 @@ use crate::manifest::{self, Descriptor, Document};
 use crate::progress::{LayerState, Progress};
 use crate::reference::{Reference, Target};
 use crate::registry::{self, Endpoint, Login, Repository};
-use crate::store::{ImageRecord, LAYER_IMAGE, MadeImage, ROOTFS, Store};
+use crate::store::{self, ImageRecord, LAYER_IMAGE, MadeImage, ROOTFS, Store};
 use crate::tree::{MergeError, Tree};
 
 /// Manifests that are looked at for one image: an index may offer several, and point to further indexes.
@@ -369,7 +369,8 @@ fn make_image(store: &Store, limits: &Limits, what: &str, config: &[u8], diff_id
         ErofsError::TooLarge | ErofsError::Tree(_) => Error::limit(what, error.to_string()),
     })?;
     file.sync_all().map_err(Error::store("sync", &path))?;
-    Ok(MadeImage { record: ImageRecord::new(diff_ids.to_vec(), disk, own), config: config.to_vec(), directory })
+    let joined = store::join(store, &disk, &blocks, directory.path())?;
+    Ok(MadeImage { record: ImageRecord::new(diff_ids.to_vec(), disk, own, joined), config: config.to_vec(), directory })
 }
 
 /// Runs what waits for the disk where it disturbs nobody.

@@ -263,6 +263,39 @@ async fn what_the_registry_has_is_not_what_was_pushed() {
     assert!(fail(&by_digest).await.contains("expected digest"));
 }
 
+/// A virtual machine takes 250 files for a disk.
+#[tokio::test]
+async fn hundreds_of_layers_are_fewer_files() {
+    let registry = Registry::start();
+    let (directory, store) = store();
+    let name = |index: usize| format!("f{index}");
+    let layers: Vec<_> = (0..300usize)
+        .map(|index| (files(&[(&name(index), &[u8::try_from(index % 251).unwrap(); 5000])]), Compression::None))
+        .collect();
+    let mut layout = Layout::default();
+    layout.image("many", "amd64", &layers);
+    registry.push(&layout, "many", "many", &[]);
+    let image = store.pull(&registry.reference("many"), None, |_| {}).await.unwrap();
+    let content = |image: &nacelle_image::Image| {
+        let mut files = image.open_rootfs().unwrap();
+        assert!(files.len() <= 240, "{}", files.len());
+        let mut all = Vec::new();
+        files.iter_mut().for_each(|file| _ = std::io::Read::read_to_end(file, &mut all).unwrap());
+        all
+    };
+    let disk = content(&image);
+    // Each layer's content is the two blocks after the first of its own.
+    let lengths = listing(directory.path(), "layers")
+        .into_iter()
+        .map(|layer| fs::metadata(directory.path().join("layers").join(layer).join("layer.erofs")).unwrap().len());
+    let rootfs = image.rootfs_files();
+    let own = fs::metadata(&rootfs[0]).unwrap().len();
+    assert_eq!(disk.len() as u64, own + lengths.sum::<u64>());
+    drop(store);
+    let store = ImageStore::open(directory.path()).unwrap();
+    assert!(content(&store.get(&image.id).unwrap()) == disk);
+}
+
 #[tokio::test]
 async fn hostile_layers_are_refused_by_name() {
     let registry = Registry::start();

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use super::files::{self, Found, MAX_RECORD};
 use super::{
-    IMAGE_CONFIG, IMAGE_RECORD, ImageRecord, LAYER_IMAGE, LAYER_RECORD, LAYER_TREE, Layer, LayerRecord, ROOTFS, Stored,
+    IMAGE_CONFIG, IMAGE_RECORD, ImageRecord, JOINED, LAYER_IMAGE, LAYER_RECORD, LAYER_TREE, Layer, LayerRecord, ROOTFS,
+    Stored,
 };
 use crate::digest::Digest;
 use crate::erofs::BLOCK_SIZE;
@@ -13,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::manifest::ImageConfig;
 
 /// What this version makes in a layer's and in an image's directory.
-const FILES: [&str; 6] = [LAYER_IMAGE, LAYER_TREE, LAYER_RECORD, ROOTFS, IMAGE_RECORD, IMAGE_CONFIG];
+const FILES: [&str; 7] = [LAYER_IMAGE, LAYER_TREE, LAYER_RECORD, ROOTFS, JOINED, IMAGE_RECORD, IMAGE_CONFIG];
 
 /// Whether an image has all of a layer, or will once that can be read.
 pub(super) enum Lookup {
@@ -74,9 +75,18 @@ pub(super) fn image(directory: &Path, id: &Digest, layer: impl Fn(&Digest) -> Lo
             Lookup::Missing => return incomplete(&format!("its layer {digest} is missing")),
         }
     }
-    for digest in &record.disk {
+    let apart = record.joined.map_or(record.disk.len(), |joined| joined.from);
+    for digest in record.disk.iter().take(apart) {
         let Some(place) = places.get(digest) else { return incomplete("its disk has a layer that it does not have") };
         rootfs.push(place.clone());
+    }
+    if let Some(joined) = record.joined {
+        let path = directory.join(JOINED);
+        if !has_blocks(&path, joined.blocks)? {
+            return incomplete("the copies of its last layers are missing or cut");
+        }
+        size = size.saturating_add(u64::from(joined.blocks) * BLOCK_SIZE);
+        rootfs.push(path);
     }
     Ok(Found::Whole(Stored { record, config, size, directory: directory.to_owned(), rootfs }))
 }

@@ -7,6 +7,7 @@
 //!     image.json           its layers and when it came
 //!     config.json          the configuration itself
 //!     rootfs.erofs         the merged tree, first of the files of its disk
+//!     layers.erofs         copies of its last layers, if there are more than a disk may have files
 //! layers/HEX/              a layer, by the SHA-256 of its uncompressed archive
 //!     layer.json           its length
 //!     layer.erofs          its files' content, and their tree for a look at the layer alone
@@ -24,6 +25,7 @@
 
 mod collect;
 mod files;
+mod join;
 mod load;
 mod lock;
 mod lookup;
@@ -40,6 +42,7 @@ use std::time::{Instant, SystemTime};
 use tempfile::TempDir;
 
 pub use files::Usage;
+pub(crate) use join::join;
 use pending::{Pending, Unusable, chain};
 pub(crate) use record::{ImageRecord, LayerRecord};
 
@@ -55,6 +58,8 @@ pub(crate) const LAYER_IMAGE: &str = "layer.erofs";
 const LAYER_TREE: &str = "tree";
 const LAYER_RECORD: &str = "layer.json";
 pub(crate) const ROOTFS: &str = "rootfs.erofs";
+/// Copies of the last layers of a disk.
+const JOINED: &str = "layers.erofs";
 const IMAGE_RECORD: &str = "image.json";
 const IMAGE_CONFIG: &str = "config.json";
 

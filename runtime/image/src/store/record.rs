@@ -48,6 +48,15 @@ impl LayerRecord {
     }
 }
 
+/// Copies of the last layers of a disk, in one file: a virtual machine takes so many files only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Joined {
+    /// The first of them, counted among the layers of the disk.
+    pub(crate) from: usize,
+    /// Length of the file in blocks of 4096 bytes.
+    pub(crate) blocks: u32,
+}
+
 /// `image.json`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ImageRecord {
@@ -58,13 +67,16 @@ pub(crate) struct ImageRecord {
     pub(crate) disk: Vec<Digest>,
     /// Length of the root file system's own file in blocks of 4096 bytes.
     pub(crate) blocks: u32,
+    /// Where the last layers of the disk lie, if they do not lie by themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) joined: Option<Joined>,
     /// Seconds since the epoch.
     pulled_at: u64,
 }
 
 impl ImageRecord {
-    pub(crate) fn new(layers: Vec<Digest>, disk: Vec<Digest>, blocks: u32) -> Self {
-        Self { version: VERSION, layers, disk, blocks, pulled_at: super::seconds(SystemTime::now()) }
+    pub(crate) fn new(layers: Vec<Digest>, disk: Vec<Digest>, blocks: u32, joined: Option<Joined>) -> Self {
+        Self { version: VERSION, layers, disk, blocks, joined, pulled_at: super::seconds(SystemTime::now()) }
     }
 
     pub(super) fn pulled_at(&self) -> SystemTime {
