@@ -5,10 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use nacelle_image::Mirrors;
-use nacelle_sandbox::{
-    CgroupDriver, GuestConfig, GuestHandler, ImageVolumes, ManagerConfig, NetworkConfig, Seccomp,
-};
+use nacelle_image::{Mirrors, Pace, Verifiers};
+use nacelle_sandbox::{CgroupDriver, GuestConfig, GuestHandler, ImageVolumes, ManagerConfig, NetworkConfig, Seccomp};
 use serde::{Deserialize, Serialize};
 
 use crate::handlers::{self, HandlerConfig};
@@ -67,14 +65,92 @@ impl Default for RegistryConfig {
     }
 }
 
-/// What is kept of images.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+/// How images are pulled, and what is kept of them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ImagesConfig {
     /// Names of images that the kubelet must not remove to make room.
     pub pinned: Vec<String>,
     /// What becomes of the directories that an image declares for data (`VOLUME`).
     pub volumes: ImageVolumes,
+    /// How many layers of one image are fetched at the same time.
+    pub max_concurrent_downloads: u32,
+    /// How many layers of all images are taken in at the same time; 0 for one a processor.
+    pub max_concurrent_unpacks: u32,
+    /// How long a pull may get nothing from its registry.
+    pub image_pull_progress_timeout: String,
+    /// Bytes a second below which a connection is given up.
+    pub min_download_rate: u64,
+    /// Who is asked whether an image may be pulled.
+    pub image_verifiers: VerifiersConfig,
+}
+
+/// Programs that are asked whether an image may be pulled.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VerifiersConfig {
+    /// Their directory.
+    pub bin_dir: PathBuf,
+    /// How many of them are asked; below 0 for all.
+    pub max_verifiers: i64,
+    /// How long each may take.
+    pub per_verifier_timeout: String,
+}
+
+impl Default for VerifiersConfig {
+    fn default() -> Self {
+        Self {
+            bin_dir: "/opt/nacelle/image-verifier/bin".into(),
+            max_verifiers: 10,
+            per_verifier_timeout: "10s".to_owned(),
+        }
+    }
+}
+
+impl VerifiersConfig {
+    fn verifiers(&self, scale: f64) -> anyhow::Result<Verifiers> {
+        let text = &self.per_verifier_timeout;
+        let timeout = nacelle_image::parse_duration(text).with_context(|| {
+            format!(
+                "images.image_verifiers.per_verifier_timeout = {text:?} is not a time from 1ms to 1h such as \"10s\""
+            )
+        })?;
+        Ok(Verifiers {
+            bin_dir: self.bin_dir.clone(),
+            max_verifiers: usize::try_from(self.max_verifiers).ok(),
+            per_verifier_timeout: timeout.mul_f64(scale),
+        })
+    }
+}
+
+impl Default for ImagesConfig {
+    fn default() -> Self {
+        let Pace { least_rate, .. } = Pace::default();
+        Self {
+            pinned: Vec::new(),
+            volumes: ImageVolumes::default(),
+            max_concurrent_downloads: 3,
+            max_concurrent_unpacks: 0,
+            image_pull_progress_timeout: "5m".to_owned(),
+            min_download_rate: least_rate,
+            image_verifiers: VerifiersConfig::default(),
+        }
+    }
+}
+
+impl ImagesConfig {
+    /// How slow registries may be.
+    fn pace(&self, scale: f64) -> anyhow::Result<Pace> {
+        let text = &self.image_pull_progress_timeout;
+        // As containerd has it, no time at all is no limit.
+        let timeout = match text.as_str() {
+            "0" | "0s" | "0m" | "0h" => None,
+            _ => Some(nacelle_image::parse_duration(text).with_context(|| {
+                format!("images.image_pull_progress_timeout = {text:?} is not a time from 1ms to 1h such as \"5m\"")
+            })?),
+        };
+        Ok(Pace { progress_timeout: timeout.map(|time| time.mul_f64(scale)), least_rate: self.min_download_rate })
+    }
 }
 
 /// System call filter of a container that names none.
@@ -147,6 +223,7 @@ impl Config {
             ("root", &self.root),
             ("run", &self.run),
             ("guest.template_directory", &self.guest.template_directory),
+            ("images.image_verifiers.bin_dir", &self.images.image_verifiers.bin_dir),
             ("network.conf_directory", &self.network.conf_directory),
             ("network.netns_directory", &self.network.netns_directory),
         ];
@@ -160,11 +237,15 @@ impl Config {
         }
         let guest = &self.guest;
         check_guest("guest", guest)?;
+        self.images.pace(self.timeout_scale)?;
+        self.images.image_verifiers.verifiers(self.timeout_scale)?;
         let ranges = [
             ("guest.templates", guest.templates.into(), 0..=64),
             ("guest.boot_seconds", guest.boot_seconds, 1..=3600),
             ("guest.call_seconds", guest.call_seconds, 1..=3600),
             ("guest.unknown_seconds", guest.unknown_seconds, 1..=7 * 24 * 3600),
+            ("images.max_concurrent_downloads", self.images.max_concurrent_downloads.into(), 1..=1024),
+            ("images.max_concurrent_unpacks", self.images.max_concurrent_unpacks.into(), 0..=1024),
             ("network.networks", self.network.networks as u64, 1..=16),
             ("network.plugin_seconds", self.network.plugin_seconds, 1..=3600),
             ("network.del_seconds", self.network.del_seconds, 1..=86_400),
@@ -205,6 +286,10 @@ impl Config {
         let mirrors = Mirrors::new(self.registry.config_path.clone());
         nacelle_image::Options {
             endpoints: Arc::new(move |host| mirrors.endpoints(host)),
+            pace: self.images.pace(self.timeout_scale).unwrap_or_default(),
+            downloads: self.images.max_concurrent_downloads as usize,
+            verifiers: self.images.image_verifiers.verifiers(self.timeout_scale).ok(),
+            unpacks: Some(self.images.max_concurrent_unpacks as usize).filter(|unpacks| *unpacks > 0),
             ..nacelle_image::Options::default()
         }
     }
@@ -317,6 +402,44 @@ impl Config {
             "images.volumes",
             toml(self.images.volumes),
         );
+        key(
+            "How many layers of one image are fetched at the same time.",
+            "images.max_concurrent_downloads",
+            toml(self.images.max_concurrent_downloads),
+        );
+        key(
+            "How many layers of all images are taken in at the same time, which pulls share fairly; 0 for one a \
+             processor.",
+            "images.max_concurrent_unpacks",
+            toml(self.images.max_concurrent_unpacks),
+        );
+        key(
+            "How long a pull may get nothing from its registry; \"0s\" for ever.",
+            "images.image_pull_progress_timeout",
+            toml(&self.images.image_pull_progress_timeout),
+        );
+        key(
+            "Bytes a second, over a minute, below which a download is given up; 0 to take any.",
+            "images.min_download_rate",
+            toml(self.images.min_download_rate),
+        );
+        let verifiers = &self.images.image_verifiers;
+        key(
+            "Directory of programs that are asked whether an image may be pulled, as containerd asks its image verifiers; \
+             all that are asked must allow it.",
+            "images.image_verifiers.bin_dir",
+            toml(&verifiers.bin_dir),
+        );
+        key(
+            "How many of them are asked, the first by name; -1 for all.",
+            "images.image_verifiers.max_verifiers",
+            toml(verifiers.max_verifiers),
+        );
+        key(
+            "How long each may take; one that takes longer does not allow the image.",
+            "images.image_verifiers.per_verifier_timeout",
+            toml(&verifiers.per_verifier_timeout),
+        );
         self.streaming.describe(&mut key);
         key("The handler of pods without a RuntimeClass.", "default_handler", toml(&self.default_handler));
         handlers::describe(&self.handlers, &mut key);
@@ -424,6 +547,9 @@ mod tests {
             ("timeout_scale = 0.0", "timeout_scale"),
             ("registry.config_path = [\"certs.d\"]", "registry.config_path"),
             ("images.pinned = [\"A B\"]", "images.pinned"),
+            ("images.image_pull_progress_timeout = \"soon\"", "images.image_pull_progress_timeout"),
+            ("images.image_verifiers.bin_dir = \"bin\"", "images.image_verifiers.bin_dir"),
+            ("images.image_verifiers.per_verifier_timeout = \"\"", "images.image_verifiers.per_verifier_timeout"),
         ] {
             std::fs::write(&file, text).unwrap();
             let error = format!("{:#}", Config::load(Some(&file)).unwrap_err());

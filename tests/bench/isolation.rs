@@ -277,7 +277,8 @@ async fn trickle(mut connection: TcpStream) -> std::io::Result<()> {
         let mut chunk = [0; 4096];
         let got = connection.read(&mut chunk).await?;
         head.extend_from_slice(chunk.get(..got).unwrap_or_default());
-        if got == 0 {
+        // What begins so is TLS, which it does not speak.
+        if got == 0 || head.first() == Some(&0x16) {
             return Ok(());
         }
         if !head.ends_with(b"\r\n\r\n") {

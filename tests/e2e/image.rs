@@ -78,7 +78,7 @@ async fn a_hostile_image_is_refused_and_leaves_nothing() {
         assert!(status(&client, &image(name)).await.is_none(), "{name}");
     }
     assert!(!std::path::Path::new("/tmp/nacelle-escaped").exists());
-    // Sound layers of a refused image stay until the store is next opened; halves do not.
+    // Sound layers of a refused image stay for a day; halves do not.
     let left = walk(&daemon.path().join("root/images/tmp"));
     assert!(left.is_empty(), "{left:?}");
     // The daemon is none the worse.

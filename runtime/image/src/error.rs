@@ -50,12 +50,14 @@ pub enum Error {
         name: String,
     },
     /// The registry answered that it has no such thing.
-    #[error("{what} does not exist on {registry}; check the name and the tag")]
+    #[error("{what} does not exist on {registry} ({reason}); check the name and the tag")]
     NotFound {
         /// The image or blob.
         what: String,
         /// Host of the registry.
         registry: String,
+        /// How it said so.
+        reason: String,
     },
     /// The registry refused the credentials, or wants some.
     #[error("{registry} denies access to {what} ({reason}); check the name, or give credentials that may pull it")]
@@ -67,7 +69,7 @@ pub enum Error {
         /// How it said so.
         reason: String,
     },
-    /// No answer, or a failing one, after all retries.
+    /// No answer, or half of one, after all retries.
     #[error("cannot fetch {what} from {registry}: {reason}; check the registry's name, its state and the network")]
     Unavailable {
         /// The image or blob.
@@ -75,6 +77,28 @@ pub enum Error {
         /// Host of the registry.
         registry: String,
         /// The last failure.
+        reason: String,
+    },
+    /// The registry has had more requests than it allows.
+    #[error(
+        "{registry} does not give {what} now ({reason}); try again later, or give credentials with a larger allowance"
+    )]
+    TooManyRequests {
+        /// The image or blob.
+        what: String,
+        /// Host of the registry.
+        registry: String,
+        /// How it said so.
+        reason: String,
+    },
+    /// The registry answered that it fails, or with what is no answer to that request.
+    #[error("{registry} fails to give {what}: {reason}")]
+    Failing {
+        /// The image or blob.
+        what: String,
+        /// Host of the registry.
+        registry: String,
+        /// How it said so.
         reason: String,
     },
     /// What is configured for a registry is not understood.
@@ -158,7 +182,9 @@ impl Error {
             Self::InvalidReference { .. } => ErrorKind::InvalidReference,
             Self::UnknownImage { .. } | Self::NotFound { .. } => ErrorKind::NotFound,
             Self::Unauthorized { .. } => ErrorKind::Unauthorized,
-            Self::Unavailable { .. } | Self::Cancelled { .. } => ErrorKind::Unavailable,
+            Self::Unavailable { .. } | Self::TooManyRequests { .. } | Self::Failing { .. } | Self::Cancelled { .. } => {
+                ErrorKind::Unavailable
+            }
             Self::Configuration { .. } => ErrorKind::Configuration,
             // The last is the registry itself: what it says counts.
             Self::AllEndpoints { attempts, .. } => {
@@ -173,6 +199,11 @@ impl Error {
                 _ => ErrorKind::Store,
             },
         }
+    }
+
+    /// Whether the disk has no room.
+    pub(crate) fn is_full(&self) -> bool {
+        matches!(self, Self::Store { .. }) && self.kind() == ErrorKind::Exhausted
     }
 
     /// An adapter for `map_err`: `action` on `path` failed.

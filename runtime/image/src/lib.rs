@@ -24,19 +24,20 @@ mod image;
 mod layer;
 mod limits;
 mod manifest;
+mod processors;
 mod progress;
 mod pull;
 mod reference;
 mod registry;
+mod resolve;
 mod store;
 mod tar;
 mod tree;
+mod verify;
 
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-
-use tokio::sync::Semaphore;
 
 pub use digest::{Digest, InvalidDigest};
 pub use error::{Error, ErrorKind, Result};
@@ -45,11 +46,13 @@ pub use limits::Limits;
 pub use manifest::ImageConfig;
 pub use progress::{LayerState, Progress};
 pub use reference::{Reference, Target};
-pub use registry::{Credentials, Endpoint, Login, Mirrors, default_endpoint};
+pub use registry::{Credentials, Endpoint, Login, Mirrors, Pace, default_endpoint, parse_duration};
 pub use store::Usage;
+pub use verify::Verifiers;
 
 use flight::Flights;
-use pull::{PARALLEL_LAYERS, Puller, blocking};
+use processors::Processors;
+use pull::{Puller, blocking};
 use store::Store;
 
 /// Finds the servers of a registry: from the host in a reference to the endpoints to try, in order.
@@ -62,17 +65,32 @@ pub struct Options {
     pub limits: Limits,
     /// Where registries are; asked at each pull, on a thread that may wait. See [`Mirrors`].
     pub endpoints: Endpoints,
+    /// How slow a registry may be.
+    pub pace: Pace,
+    /// How many layers of one image are fetched at the same time; at least 1.
+    pub downloads: usize,
+    /// How many layers are taken in at the same time over all pulls, which share that fairly; None for one a processor.
+    pub unpacks: Option<usize>,
+    /// Who is asked whether an image may be pulled.
+    pub verifiers: Option<Verifiers>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { limits: Limits::default(), endpoints: Arc::new(|host| Ok(vec![default_endpoint(host)])) }
+        Self {
+            limits: Limits::default(),
+            endpoints: Arc::new(|host| Ok(vec![default_endpoint(host)])),
+            pace: Pace::default(),
+            downloads: 3,
+            unpacks: None,
+            verifiers: None,
+        }
     }
 }
 
 impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Options").field("limits", &self.limits).finish_non_exhaustive()
+        f.debug_struct("Options").field("limits", &self.limits).field("pace", &self.pace).finish_non_exhaustive()
     }
 }
 
@@ -103,10 +121,15 @@ impl ImageStore {
     /// # Errors
     /// As [`ImageStore::open`].
     pub fn open_with(root: &Path, options: Options) -> Result<Self> {
+        let processors = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let puller = Puller {
             store: Arc::new(Store::open(root)?),
             limits: options.limits,
-            slots: Arc::new(Semaphore::new(PARALLEL_LAYERS)),
+            pace: options.pace,
+            downloads: options.downloads.max(1),
+            processors: Processors::new(options.unpacks.unwrap_or_else(processors)),
+            pulls: Arc::default(),
+            verifiers: options.verifiers.clone(),
             flights: Flights::default(),
         };
         Ok(Self { puller, options })

@@ -1,16 +1,18 @@
 //! A pull from reference to image.
 //!
-//! The manifest is fetched every time, because it says whether the caller may have the image and what the tag means
-//! now. Everything below it has a digest and is fetched only if it is not here. Layers are fetched a few at a time,
-//! each by a task that downloads and a blocking thread that builds; two pulls that need the same layer share it.
+//! The registry is asked every time, because it says whether the caller may have the image and what the tag means now.
+//! Everything else has a digest and is fetched only if it is not here: a pull with nothing new is one HEAD. Of each image, a few layers are fetched
+//! at a time, each by a task that downloads and a thread that builds. Two pulls that need the same layer of the same
+//! server share it; of two servers, each is asked, and both pulls go on when the first has given it, so that nobody
+//! holds up a layer that others have, too.
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::digest::Digest;
 use crate::erofs::{self, ErofsError};
@@ -19,35 +21,32 @@ use crate::flight::{Flights, Seat};
 use crate::image::Image;
 use crate::layer::{self, Expected};
 use crate::limits::Limits;
-use crate::manifest::{self, Descriptor, Document};
+use crate::manifest;
+use crate::processors::Processors;
 use crate::progress::{LayerState, Progress};
 use crate::reference::{Reference, Target};
-use crate::registry::{self, Endpoint, Login, Repository};
-use crate::store::{self, ImageRecord, LAYER_IMAGE, MadeImage, ROOTFS, Store};
+use crate::registry::{self, Endpoint, Login, Pace, Repository};
+use crate::resolve::{Manifests, Resolved};
+use crate::store::{self, ImageRecord, LAYER_IMAGE, MadeImage, Partial, ROOTFS, Store};
 use crate::tree::{MergeError, Tree};
+use crate::verify::Verifiers;
 
-/// Manifests that are looked at for one image: an index may offer several, and point to further indexes.
-const MAX_DOCUMENTS: usize = 32;
-/// Layers that are fetched at the same time, over all pulls.
-pub(crate) const PARALLEL_LAYERS: usize = 3;
+/// A layer on its way: its diff_id, its digest, and the server that it comes from.
+pub(crate) type Source = (Digest, Digest, String);
 
 /// What pulls have in common.
 #[derive(Debug, Clone)]
 pub(crate) struct Puller {
     pub(crate) store: Arc<Store>,
     pub(crate) limits: Limits,
-    pub(crate) slots: Arc<Semaphore>,
-    pub(crate) flights: Flights<Digest, LayerState, Error>,
-}
-
-/// What the registry says an image is.
-struct Resolved {
-    /// Digest of what the reference leads to, be it manifest or index.
-    digest: Digest,
-    config: Descriptor,
-    layers: Vec<Descriptor>,
-    /// Whether an index says that it is for this host.
-    chosen: bool,
+    pub(crate) pace: Pace,
+    /// Layers of one image that are fetched at the same time.
+    pub(crate) downloads: usize,
+    pub(crate) processors: Processors,
+    pub(crate) verifiers: Option<Verifiers>,
+    /// Numbers the pulls.
+    pub(crate) pulls: Arc<AtomicU64>,
+    pub(crate) flights: Flights<Source, LayerState, Error>,
 }
 
 impl Puller {
@@ -71,7 +70,7 @@ impl Puller {
                 continue;
             }
             let others = index + 1 < endpoints.len();
-            let result = match Repository::new(endpoint, reference, login, others).map(Arc::new) {
+            let result = match Repository::new(endpoint, reference, login, others, self.pace).map(Arc::new) {
                 Ok(repository) => self.resolve(&repository, reference).await.map(|found| (repository, found)),
                 Err(error) => Err(error),
             };
@@ -84,15 +83,25 @@ impl Puller {
             }
         }
         let Some(resolved) = resolved else { return Err(all(attempts, reference)) };
+        self.verify(reference, &resolved).await?;
         for (index, endpoint, repository) in deliverers {
             if !endpoint.pull {
                 continue;
             }
             let others = index + 1 < endpoints.len();
-            let repository =
-                repository.map_or_else(|| Repository::new(endpoint, reference, login, others).map(Arc::new), Ok);
+            let repository = repository
+                .map_or_else(|| Repository::new(endpoint, reference, login, others, self.pace).map(Arc::new), Ok);
             let result = match repository {
-                Ok(repository) => self.fetch(repository, reference, &resolved, report).await,
+                Ok(repository) => {
+                    let fetched = self.fetch(repository.clone(), reference, &resolved, report).await;
+                    match fetched {
+                        // What nobody needs is first to go.
+                        Err(error) if error.is_full() && self.make_room(reference).await => {
+                            self.fetch(repository, reference, &resolved, report).await
+                        }
+                        fetched => fetched,
+                    }
+                }
                 Err(error) => Err(error),
             };
             match result {
@@ -103,40 +112,16 @@ impl Puller {
         Err(all(attempts, reference))
     }
 
-    async fn resolve(&self, repository: &Repository, reference: &Reference) -> Result<Resolved> {
-        let what = reference.to_string();
-        let mut top = None;
-        let mut unfit = None;
-        // What is to be looked at, the best last.
-        let mut pending = vec![(reference.target().clone(), false)];
-        for _ in 0..MAX_DOCUMENTS {
-            let Some((target, chosen)) = pending.pop() else { break };
-            let found = repository.manifest(&target, self.limits.manifest_bytes).await?;
-            let top = *top.get_or_insert(found.digest);
-            match manifest::parse(&found.bytes, found.media_type.as_deref(), &self.limits, &what) {
-                Ok(Document::Image { config, layers }) => {
-                    // One of several, of which only its configuration says what it is.
-                    if !chosen && !pending.is_empty() {
-                        let name = format!("configuration {} of {what}", config.digest);
-                        let bytes = repository.small_blob(&config.digest, config.size, &name).await?;
-                        if !manifest::is_ours(&bytes) {
-                            continue;
-                        }
-                    }
-                    return Ok(Resolved { digest: top, config, layers, chosen });
-                }
-                Ok(Document::Index { candidates }) => {
-                    let further = candidates.into_iter().rev().map(|next| (Target::Digest(next.digest), next.chosen));
-                    pending.extend(further);
-                }
-                // Another that an index offers may do.
-                Err(error) => _ = unfit.get_or_insert(error),
-            }
-        }
-        match pending.is_empty() {
-            true => Err(unfit.unwrap_or_else(|| Error::refused(what, "none of what it offers is for linux/amd64"))),
-            false => Err(Error::refused(what, "its index leads to further indexes without end")),
-        }
+    /// Asks the verifiers, if there are any.
+    async fn verify(&self, reference: &Reference, resolved: &Resolved) -> Result<()> {
+        let Some(verifiers) = self.verifiers.clone() else { return Ok(()) };
+        let (name, subject) = (reference.to_string(), resolved.subject.clone());
+        blocking(name.clone(), move || verifiers.judge(&name, &subject)).await
+    }
+
+    async fn make_room(&self, reference: &Reference) -> bool {
+        let store = self.store.clone();
+        blocking(reference.to_string(), move || store.make_room()).await.unwrap_or(false)
     }
 
     async fn fetch(
@@ -148,14 +133,7 @@ impl Puller {
     ) -> Result<Image> {
         let what = reference.to_string();
         let id = resolved.config.digest;
-        let store = self.store.clone();
-        let config = match blocking(what.clone(), move || Ok(store.config(&id))).await? {
-            Some(config) => config,
-            None => {
-                let what = format!("configuration {id} of {what}");
-                repository.small_blob(&id, resolved.config.size, &what).await?
-            }
-        };
+        let config = self.config(&Manifests::Registry(&repository), &resolved.config, &what).await?;
         let (_, diff_ids) = manifest::parse_config(&config, resolved.layers.len(), resolved.chosen, &what)?;
         let _pins = self.store.pin(diff_ids.clone());
         let layers: Vec<Expected> = resolved
@@ -171,6 +149,7 @@ impl Puller {
             references.push(reference.clone());
         }
         let (store, limits) = (self.store.clone(), self.limits);
+        let (top, documents) = (resolved.digest, resolved.documents.clone());
         let finish = move || loop {
             let made = match store.has_image(&id) {
                 true => None,
@@ -178,6 +157,11 @@ impl Puller {
             };
             // None when the image was removed just now.
             if let Some(image) = store.add_image(&id, references.clone(), made)? {
+                if !documents.is_empty()
+                    && let Err(error) = store.keep_manifests(&top, documents)
+                {
+                    tracing::debug!(%error, "manifests are fetched again next time");
+                }
                 return Ok(image);
             }
         };
@@ -207,9 +191,14 @@ impl Puller {
             drop(all);
             report(Progress { done, total, layer: layer.digest, index, layers: layers.len(), state });
         };
+        let (slots, pull) = (Semaphore::new(self.downloads), self.pulls.fetch_add(1, Ordering::Relaxed));
+        let slots = &slots;
         let fetch = |(index, layer): (usize, Expected)| {
             let tell = &tell;
-            async move { self.fetch_layer(repository, layer, |state| tell(index, &layer, state)).await }
+            async move {
+                let _slot = slots.acquire().await;
+                self.fetch_layer(repository, pull, layer, |state| tell(index, &layer, state)).await
+            }
         };
         let mut fetches: FuturesUnordered<_> = layers.iter().copied().enumerate().map(fetch).collect();
         while let Some(result) = fetches.next().await {
@@ -222,9 +211,11 @@ impl Puller {
     async fn fetch_layer(
         &self,
         repository: &Arc<Repository>,
+        pull: u64,
         layer: Expected,
         tell: impl Fn(LayerState),
     ) -> Result<()> {
+        let mut arrivals = self.store.arrivals();
         loop {
             if self.store.layer(&layer.diff_id).is_some() {
                 tell(LayerState::Complete);
@@ -232,13 +223,16 @@ impl Puller {
             }
             let start = |status| {
                 let (puller, repository) = (self.clone(), repository.clone());
-                async move { puller.build_layer(&repository, layer, status).await }.boxed()
+                async move { puller.build_layer(&repository, pull, layer, status).await }.boxed()
             };
-            let Seat { mut work, mut status, first } = self.flights.join(layer.diff_id, LayerState::Waiting, start);
+            let source = (layer.diff_id, layer.digest, repository.source());
+            let Seat { mut work, mut status, first } = self.flights.join(source, LayerState::Waiting, start);
             tell(*status.borrow_and_update());
             let result = loop {
                 tokio::select! {
                     result = &mut work => break result,
+                    // It may have come from another server.
+                    Ok(()) = arrivals.changed() => if self.store.layer(&layer.diff_id).is_some() { break Ok(()) },
                     Ok(()) = status.changed() => tell(*status.borrow_and_update()),
                 }
             };
@@ -251,32 +245,59 @@ impl Puller {
         }
     }
 
-    /// Downloads a layer and builds its image at the same time.
+    /// Downloads a layer and builds its image at the same time, from where an interrupted download ended.
     async fn build_layer(
         &self,
         repository: &Repository,
+        pull: u64,
         layer: Expected,
         status: watch::Sender<LayerState>,
     ) -> Result<()> {
+        let (store, digest) = (self.store.clone(), layer.digest);
+        let found = move || Ok(store.partial(&digest, layer.size));
+        let partial = blocking(format!("layer {digest}"), found).await?;
+        let resumed = partial.as_ref().is_some_and(|partial| partial.length() > 0);
+        match self.build_from(repository, pull, layer, partial, &status).await {
+            // What was here need not have been right.
+            Err(error) if resumed && error.kind() == ErrorKind::Corrupt => {
+                tracing::debug!(%error, "the interrupted download was wrong, and begins anew");
+                self.build_from(repository, pull, layer, None, &status).await
+            }
+            result => result,
+        }
+    }
+
+    async fn build_from(
+        &self,
+        repository: &Repository,
+        pull: u64,
+        layer: Expected,
+        partial: Option<Partial>,
+        status: &watch::Sender<LayerState>,
+    ) -> Result<()> {
         let what = format!("layer {}", layer.digest);
         let cancelled = || Error::Cancelled { what: what.clone() };
-        let _slot = self.slots.acquire().await.map_err(|_| cancelled())?;
-        let (sender, reader) = registry::channel();
+        let offset = partial.as_ref().map_or(0, Partial::length);
+        let (sender, mut reader) = registry::channel(self.processors.place(pull), partial);
         let (store, limits, name) = (self.store.clone(), self.limits, what.clone());
         // The directory belongs to the thread: when this task is dropped, the reader fails, and the thread cleans up.
         let given_up = GivenUp::default();
         let flag = given_up.0.clone();
-        let build = tokio::task::spawn_blocking(move || {
+        let build = on_thread(move || {
             let directory = store.temporary()?;
             let path = directory.path().join(LAYER_IMAGE);
-            let built = layer::build(reader, &layer, &path, &limits, &flag).map_err(|error| error.about(&name))?;
-            store.add_layer(layer.diff_id, &built, directory)
-        });
+            let built = layer::build(&mut reader, &layer, &path, &limits, &flag).map_err(|error| error.about(&name));
+            // A store that fails may do better another time, but for one without room.
+            let again = built.as_ref().is_err_and(|error| error.kind() == ErrorKind::Store);
+            reader.close(again || flag.load(Ordering::Relaxed));
+            store.add_layer(layer.diff_id, &built?, directory)
+        })
+        .map_err(|error| Error::limit(what.clone(), format!("there is no thread for it: {error}")))?;
         let total = layer.size;
         let report = |done| {
             status.send_replace(LayerState::Downloading { done, total });
         };
-        let downloaded = repository.download(&layer.digest, layer.size, sender, report).await;
+        let downloaded = repository.download(&layer.digest, layer.size, offset, sender, report).await;
         let built = build.await;
         // A download that failed is why the thread failed too.
         downloaded?;
@@ -371,6 +392,14 @@ fn make_image(store: &Store, limits: &Limits, what: &str, config: &[u8], diff_id
     file.sync_all().map_err(Error::store("sync", &path))?;
     let joined = store::join(store, &disk, &blocks, directory.path())?;
     Ok(MadeImage { record: ImageRecord::new(diff_ids.to_vec(), disk, own, joined), config: config.to_vec(), directory })
+}
+
+/// Runs what may wait for a registry on a thread of its own: those of the pool are for what ends soon, and limited.
+fn on_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> std::io::Result<oneshot::Receiver<T>> {
+    let (sender, receiver) = oneshot::channel();
+    let run = move || _ = sender.send(work());
+    std::thread::Builder::new().name("layer".to_owned()).spawn(run)?;
+    Ok(receiver)
 }
 
 /// Runs what waits for the disk where it disturbs nobody.

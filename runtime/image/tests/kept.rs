@@ -112,7 +112,7 @@ async fn references_that_cannot_be_read_now_are_joined_with_those_since() {
     expected.sort_by(|a, b| a.id.cmp(&b.id));
     assert_eq!(store.list(), expected);
     drop(store);
-    assert_eq!(listing(directory.path(), ""), ["images", "layers", "lock", "references.json", "tmp"]);
+    assert_eq!(listing(directory.path(), ""), ["images", "layers", "lock", "manifests", "references.json", "tmp"]);
     assert_eq!(ImageStore::open(directory.path()).unwrap().list(), expected);
 }
 

@@ -15,6 +15,8 @@ pub struct Endpoint {
     /// Whether plain HTTP may be spoken to it although it is not on loopback, and credentials be given to it that way:
     /// whoever configures such an address says so.
     pub plain_http: bool,
+    /// Whether plain HTTP is spoken where it turns out that TLS is not.
+    pub plain_fallback: bool,
     /// Certificates (PEM) of authorities to trust beside the system's.
     pub authorities: Vec<Vec<u8>>,
     /// Certificate and private key (PEM) to show to a server that asks who we are.
@@ -40,14 +42,13 @@ impl fmt::Debug for Endpoint {
     }
 }
 
-/// The server that a host name means by itself: HTTPS, except on loopback, and Docker Hub's own exception.
+/// The server that a host name means by itself: HTTPS, on loopback plain HTTP where that is not spoken, and Docker
+/// Hub's own exception.
 #[must_use]
 pub fn default_endpoint(host: &str) -> Endpoint {
-    Endpoint::new(match host {
-        "docker.io" => "https://registry-1.docker.io".to_owned(),
-        _ if is_loopback(without_port(host)) && !host.ends_with(":443") => format!("http://{host}"),
-        _ => format!("https://{host}"),
-    })
+    let server = if host == "docker.io" { "registry-1.docker.io" } else { host };
+    let plain_fallback = is_loopback(without_port(host)) && !host.ends_with(":443");
+    Endpoint { plain_fallback, ..Endpoint::new(format!("https://{server}")) }
 }
 
 impl Endpoint {
@@ -57,6 +58,7 @@ impl Endpoint {
         Self {
             url: url.into(),
             plain_http: false,
+            plain_fallback: false,
             authorities: Vec::new(),
             identity: None,
             skip_verify: false,
@@ -143,14 +145,16 @@ mod tests {
             ("10.0.0.1:5000", "https://10.0.0.1:5000"),
             ("localhost.example.com", "https://localhost.example.com"),
             ("127.0.0.1.example.com", "https://127.0.0.1.example.com"),
-            ("localhost:5000", "http://localhost:5000"),
+            ("localhost:5000", "https://localhost:5000"),
             ("localhost:443", "https://localhost:443"),
-            ("127.3.2.1:80", "http://127.3.2.1:80"),
-            ("[::1]:5000", "http://[::1]:5000"),
+            ("127.3.2.1:80", "https://127.3.2.1:80"),
+            ("[::1]:5000", "https://[::1]:5000"),
             ("[::2]:5000", "https://[::2]:5000"),
         ] {
             let endpoint = default_endpoint(host);
             assert_eq!(endpoint.url, expected);
+            let loopback = ["localhost:5000", "127.3.2.1:80", "[::1]:5000"].contains(&host);
+            assert_eq!(endpoint.plain_fallback, loopback, "{host}");
             assert!(endpoint.base().is_ok());
             assert!(!endpoint.is_mirror_of(host), "{host}");
         }

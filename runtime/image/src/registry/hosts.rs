@@ -161,7 +161,7 @@ fn endpoint(key: &str, server: Endpoint, settings: toml::Table, directory: &Path
     }
     let connect_timeout = match settings.dial_timeout.as_str() {
         "" => None,
-        text => Some(duration(text).ok_or_else(|| {
+        text => Some(parse_duration(text).ok_or_else(|| {
             wrong("dial_timeout", format!("{text:?} is not a time from 1ms to 1h such as \"500ms\", \"5s\" or \"1m\""))
         })?),
     };
@@ -204,10 +204,8 @@ pub(super) fn certificates(directory: &Path, host: &str) -> Result<Vec<Endpoint>
             _ => {}
         }
     }
-    if endpoint.url.starts_with("http://") && !(endpoint.authorities.is_empty() && endpoint.identity.is_none()) {
-        // Who keeps certificates for a registry on loopback serves it over TLS.
-        endpoint.url = endpoint.url.replacen("http://", "https://", 1);
-    }
+    // Who keeps certificates for a registry on loopback serves it over TLS.
+    endpoint.plain_fallback &= endpoint.authorities.is_empty() && endpoint.identity.is_none();
     Ok(vec![endpoint])
 }
 
@@ -233,8 +231,9 @@ fn client(paths: &[PathBuf]) -> Result<Vec<u8>, String> {
     }
 }
 
-/// A time such as `1m30s`, `500ms` or `1.5s`.
-fn duration(text: &str) -> Option<Duration> {
+/// A time from 1 ms to 1 h such as `1m30s`, `500ms` or `1.5s`, as Go writes it; none if it is no such.
+#[must_use]
+pub fn parse_duration(text: &str) -> Option<Duration> {
     let mut rest = text;
     let mut seconds = 0.0;
     while !rest.is_empty() {
@@ -338,7 +337,7 @@ mod tests {
 
         #[test]
         fn any_duration_is_in_range_or_none(text in "[0-9.mshx]{0,10}") {
-            if let Some(found) = duration(&text) {
+            if let Some(found) = parse_duration(&text) {
                 prop_assert!(found <= Duration::from_secs(3600));
             }
         }

@@ -10,13 +10,18 @@ mod blob;
 mod challenge;
 mod client;
 mod endpoint;
+mod exchange;
+mod failure;
 mod hosts;
 mod mirrors;
+mod pace;
 mod token;
 
 pub use auth::{Credentials, Login};
 pub use endpoint::{Endpoint, default_endpoint};
+pub use hosts::parse_duration;
 pub use mirrors::Mirrors;
+pub use pace::Pace;
 
 pub(crate) use blob::channel;
-pub(crate) use client::Repository;
+pub(crate) use client::{Manifest, Repository};

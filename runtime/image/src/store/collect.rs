@@ -3,11 +3,26 @@
 //! Needs no room on the disk: the record goes first, and what has none is nobody's. The references follow.
 
 use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
+use super::partial::space;
 use super::pending::Pending;
 use super::{IMAGE_RECORD, LAYER_RECORD, Layer, Store, files};
 use crate::digest::Digest;
 use crate::error::Result;
+
+/// How long what a failed pull left is kept for another attempt.
+pub(super) const KEEP: Duration = Duration::from_secs(24 * 3600);
+/// The share of the file system that is free, below which nothing is kept: one in this many.
+const SHORT: u64 = 10;
+
+/// Whether the file in `path` was made or written to `age` before `now`, or longer ago. One that cannot be looked at is
+/// not.
+pub(super) fn is_old(path: &Path, now: SystemTime, age: Duration) -> bool {
+    let written = path.symlink_metadata().and_then(|metadata| metadata.modified());
+    written.is_ok_and(|written| now.duration_since(written).is_ok_and(|since| since >= age))
+}
 
 impl Store {
     /// Removes the image that `name` means, with all its tags and digests, and the layers that only it has. True if
@@ -35,19 +50,42 @@ impl Store {
         removed.and(collected).map(|()| true)
     }
 
-    /// Removes images that nothing keeps, and layers without an image that no pull counts on. Goes on past what cannot
-    /// be removed, which stays in the store, and gives the first failure.
+    /// Removes images that nothing keeps, with their layers, and layers of no image that are a day old, or all such if
+    /// space is short. Goes on past what cannot be removed, which stays in the store, and gives the first failure.
     ///
-    /// Layers that a failed pull completed stay until the next time, so that another attempt finds them.
+    /// Layers that a failed pull completed stay so long, so that another attempt finds them, and so does the beginning
+    /// of one that it did not.
     pub(super) fn collect(&self, pending: &mut Pending) -> Result<()> {
+        let short = space(&self.root).is_some_and(|(free, all)| free < all / SHORT);
+        self.collect_now(pending, short)
+    }
+
+    fn collect_now(&self, pending: &mut Pending, short: bool) -> Result<()> {
         let mut result = Ok(());
         for id in self.nameless() {
             result = result.and(self.drop_image(pending, &id));
         }
-        for diff_id in self.unneeded(pending) {
-            result = result.and(self.drop_layer(pending, &diff_id));
+        let now = SystemTime::now();
+        for (diff_id, record) in self.unneeded(pending) {
+            if short || pending.freed.contains(&diff_id) || is_old(&record, now, KEEP) {
+                result = result.and(self.drop_layer(pending, &diff_id));
+            }
         }
-        result
+        pending.freed.clear();
+        result.and(self.collect_manifests(pending)).and(self.collect_partial(short))
+    }
+
+    /// Removes all that no image needs. True if that may have made room.
+    pub(crate) fn make_room(&self) -> Result<bool> {
+        let before = space(&self.root);
+        let mut pending = self.change()?;
+        self.collect_now(&mut pending, true)?;
+        Ok(space(&self.root).map(|(free, _)| free) > before.map(|(free, _)| free))
+    }
+
+    /// Bytes that are free for the store.
+    pub(super) fn free(&self) -> Option<u64> {
+        space(&self.root).map(|(free, _)| free)
     }
 
     /// Removes an image, whatever leads to it. It is in the store afterwards if nothing of it could be removed.
@@ -57,6 +95,8 @@ impl Store {
             self.state().images.insert(*id, stored);
             return Err(error);
         }
+        // Unlike those of a pull that failed, they are not for later.
+        pending.freed.extend(&stored.record.layers);
         pending.remove(&stored.directory)
     }
 
@@ -84,7 +124,8 @@ impl Store {
         state.images.keys().filter(|id| !named.contains(id)).copied().collect()
     }
 
-    fn unneeded(&self, pending: &Pending) -> Vec<Digest> {
+    /// Layers that no image and no pull needs, and the paths of their records.
+    fn unneeded(&self, pending: &Pending) -> Vec<(Digest, PathBuf)> {
         let state = self.state();
         let needed: HashSet<&Digest> = state.images.values().flat_map(|stored| &stored.record.layers).collect();
         // An image that cannot be looked at has we know not which layers; another version's has none of those that were
@@ -96,6 +137,6 @@ impl Store {
         let free = |(id, layer): &(&Digest, &Layer)| {
             !needed.contains(id) && !state.pins.contains_key(id) && !doubtful(id, layer)
         };
-        state.layers.iter().filter(free).map(|(id, _)| *id).collect()
+        state.layers.iter().filter(free).map(|(id, layer)| (*id, layer.directory.join(LAYER_RECORD))).collect()
     }
 }

@@ -12,6 +12,8 @@
 //!     layer.json           its length
 //!     layer.erofs          its files' content, and their tree for a look at the layer alone
 //!     tree                 its tree, for merging
+//! manifests/HEX.json       what a digest of a repository leads to
+//! partial/HEX              the beginning of a blob whose download was interrupted
 //! tmp/                     what is being made
 //! ```
 //!
@@ -29,20 +31,25 @@ mod join;
 mod load;
 mod lock;
 mod lookup;
+mod manifests;
 mod names;
+mod partial;
 mod pending;
 mod record;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use tempfile::TempDir;
+use tokio::sync::watch;
 
 pub use files::Usage;
 pub(crate) use join::join;
+pub(crate) use manifests::Kept;
+pub(crate) use partial::Partial;
 use pending::{Pending, Unusable, chain};
 pub(crate) use record::{ImageRecord, LayerRecord};
 
@@ -69,6 +76,8 @@ pub(crate) struct Store {
     root: PathBuf,
     state: Mutex<State>,
     changes: Mutex<Pending>,
+    /// Changes whenever a layer comes.
+    arrivals: watch::Sender<()>,
     /// Not there while the store cannot be had: then it is empty, and cannot be changed.
     lock: OnceLock<lock::Lock>,
 }
@@ -84,6 +93,8 @@ struct State {
     layers: HashMap<Digest, Layer>,
     /// Layers that a pull counts on, and by how many pulls.
     pins: HashMap<Digest, usize>,
+    /// Blobs whose beginnings downloads have.
+    partial: HashSet<Digest>,
     /// When to look again at what cannot be read now, if there is such.
     again: Option<Instant>,
 }
@@ -113,7 +124,13 @@ impl Store {
     /// Only if another process has it. All else is tried again with the next change.
     pub(crate) fn open(root: &Path) -> Result<Self> {
         let root = std::path::absolute(root).map_err(Error::store("find", root))?;
-        let store = Self { root, state: Mutex::default(), changes: Mutex::default(), lock: OnceLock::default() };
+        let store = Self {
+            root,
+            state: Mutex::default(),
+            changes: Mutex::default(),
+            arrivals: watch::Sender::default(),
+            lock: OnceLock::default(),
+        };
         let opened = store.change().and_then(|mut pending| store.collect(&mut pending));
         match opened {
             Err(error @ Error::Locked { .. }) => return Err(error),
@@ -164,8 +181,14 @@ impl Store {
             let place = pending.place(self.root.join("layers").join(diff_id.hex()))?;
             files::publish(directory, &place)?;
             self.state().layers.insert(diff_id, Layer { record, directory: place });
+            self.arrivals.send_replace(());
         }
         Ok(())
+    }
+
+    /// Tells whenever a layer comes from now on.
+    pub(crate) fn arrivals(&self) -> watch::Receiver<()> {
+        self.arrivals.subscribe()
     }
 
     pub(crate) fn has_image(&self, id: &Digest) -> bool {
@@ -207,6 +230,9 @@ impl Store {
                 let _ = self.drop_image(&mut pending, id);
             }
             return Err(error);
+        }
+        if new && let Err(error) = self.collect(&mut pending) {
+            tracing::debug!(error = chain(&error), "what is old stays for now");
         }
         Ok(self.image(id))
     }

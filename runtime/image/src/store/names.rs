@@ -56,6 +56,11 @@ impl Names {
         self.file == File::Unread || self.shut.is_some()
     }
 
+    /// Whether those in memory are all there are.
+    pub(super) fn complete(&self) -> bool {
+        self.file == File::Ours && !self.beside && !self.lost
+    }
+
     /// Those in memory have changed, and are to be written.
     pub(super) fn changed(&mut self) {
         self.late = true;

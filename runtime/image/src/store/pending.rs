@@ -35,6 +35,8 @@ pub(super) struct Pending {
     garbage: BTreeMap<PathBuf, bool>,
     /// Layers of earlier runs: an image that cannot be looked at may have them.
     pub(super) inherited: HashSet<Digest>,
+    /// Layers of images that were removed since layers were last looked at.
+    pub(super) freed: HashSet<Digest>,
 }
 
 /// A directory of a layer or an image that is there and cannot be used.

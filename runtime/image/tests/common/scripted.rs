@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nacelle_image::Digest;
 use serde_json::json;
@@ -25,11 +26,13 @@ pub struct Answer {
     pub body: Vec<u8>,
     pub sent: Option<usize>,
     pub stall: bool,
+    /// How long to wait after each byte.
+    pub trickle: Option<Duration>,
 }
 
 impl Answer {
     pub fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self { status, headers: Vec::new(), body: body.into(), sent: None, stall: false }
+        Self { status, headers: Vec::new(), body: body.into(), sent: None, stall: false, trickle: None }
     }
 
     pub fn with(mut self, name: &str, value: impl Into<String>) -> Self {
@@ -61,6 +64,10 @@ async fn answer(mut stream: TcpStream, script: &(dyn Fn(&Asked) -> Answer + Send
             return None;
         }
         request.extend_from_slice(&buffer[..count]);
+        if request.first() == Some(&0x16) {
+            // TLS, which it does not speak.
+            return None;
+        }
     }
     let text = String::from_utf8(request).ok()?;
     let mut lines = text.lines();
@@ -75,7 +82,16 @@ async fn answer(mut stream: TcpStream, script: &(dyn Fn(&Asked) -> Answer + Send
         head += &format!("{name}: {value}\r\n");
     }
     stream.write_all((head + "\r\n").as_bytes()).await.ok()?;
-    stream.write_all(&answer.body[..answer.sent.unwrap_or(answer.body.len())]).await.ok()?;
+    let body = &answer.body[..answer.sent.unwrap_or(answer.body.len())];
+    match answer.trickle {
+        None => stream.write_all(body).await.ok()?,
+        Some(pause) => {
+            for byte in body {
+                stream.write_all(&[*byte]).await.ok()?;
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
     stream.flush().await.ok()?;
     if answer.stall {
         let mut buffer = [0; 1];
