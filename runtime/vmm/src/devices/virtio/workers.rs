@@ -8,13 +8,13 @@
 //!
 //! The queue is held while a request is taken and given back, never in between.
 //!
-//! A reset waits for nobody ([`Workers::end`]): what was being served then is not given back, and
-//! the device counts as reset when the last of it is over ([`Ending::is_over`]). Until then its
+//! A reset waits for nobody ([`Threads::reset`]): what was being served then is not given back, and
+//! the device counts as reset when the last of it is over ([`Threads::is_reset`]). Until then its
 //! threads may still write to the buffers of such requests.
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -58,6 +58,14 @@ pub trait Handler: Send + Sync + 'static {
     /// # Errors
     /// If the host's resources are exhausted.
     fn room(&self) -> io::Result<Self::Room>;
+
+    /// What a thread does before it serves anything.
+    ///
+    /// # Errors
+    /// If it cannot serve; then the device needs a reset.
+    fn enter(&self) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Serves a request of queue `index`. Before what may take a while it makes `way`.
     ///
@@ -113,8 +121,8 @@ struct Served {
     unsignalled: u64,
 }
 
-/// The threads. Dropping it ends them, as [`Workers::end`] does.
-pub struct Workers<H: Handler> {
+/// Threads that serve a driver. Dropping it ends them, as [`Workers::end`] does.
+struct Workers<H: Handler> {
     shared: Arc<Shared<H>>,
 }
 
@@ -187,8 +195,85 @@ impl<H: Handler> std::fmt::Debug for Workers<H> {
     }
 }
 
+/// A device's threads from one reset to the next: what a device that has them is made of.
+pub struct Threads<H: Handler> {
+    notifications: Vec<EventFd>,
+    workers: Option<Workers<H>>,
+    ending: Vec<Ending>,
+    failed: Arc<Wake>,
+}
+
+impl<H: Handler> Threads<H> {
+    /// None yet.
+    ///
+    /// # Errors
+    /// If the process has no file descriptor left.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { notifications: Vec::new(), workers: None, ending: Vec::new(), failed: Arc::new(Wake::new()?) })
+    }
+
+    /// What its [`VirtioDevice::take_notifications`](super::device::VirtioDevice::take_notifications) is.
+    ///
+    /// # Errors
+    /// If the process has no file descriptor left.
+    pub fn take_notifications(&mut self, notifications: &[EventFd]) -> io::Result<bool> {
+        self.notifications = notifications.iter().map(EventFd::try_clone).collect::<io::Result<_>>()?;
+        Ok(true)
+    }
+
+    /// Serves these queues from now on.
+    ///
+    /// # Errors
+    /// If the host's resources are exhausted.
+    pub fn start(&mut self, handler: H, rings: Vec<Ring>, interrupt: Arc<dyn Interrupt>) -> Result<(), DeviceError> {
+        let device = handler.name();
+        let (handler, failed) = (Arc::new(handler), self.failed.clone());
+        let workers = Workers::start(handler, rings, &self.notifications, interrupt, failed);
+        let reason = |error: io::Error| DeviceError { device, reason: format!("no thread for it: {error}") };
+        self.workers = Some(workers.map_err(reason)?);
+        Ok(())
+    }
+
+    /// Whether they serve a driver.
+    pub fn are_active(&self) -> bool {
+        self.workers.is_some()
+    }
+
+    /// What its [`VirtioDevice::reset`](super::device::VirtioDevice::reset) is.
+    pub fn reset(&mut self) {
+        self.ending.extend(self.workers.take().map(|workers| workers.end()));
+        self.failed.clear();
+    }
+
+    /// What its [`VirtioDevice::is_reset`](super::device::VirtioDevice::is_reset) is.
+    pub fn is_reset(&mut self) -> bool {
+        self.ending.retain(|ending| !ending.is_over());
+        self.ending.is_empty()
+    }
+
+    /// What its [`VirtioDevice::poll_fd`](super::device::VirtioDevice::poll_fd) is.
+    pub fn poll_fd(&self) -> BorrowedFd<'_> {
+        (*self.failed).as_fd()
+    }
+
+    /// What its [`VirtioDevice::poll_ready`](super::device::VirtioDevice::poll_ready) is.
+    ///
+    /// # Errors
+    /// What happened that only a reset mends.
+    pub fn poll_ready(&mut self) -> Result<(), DeviceError> {
+        self.failed.clear();
+        self.workers.as_ref().and_then(Workers::failure).map_or(Ok(()), Err)
+    }
+}
+
+impl<H: Handler> std::fmt::Debug for Threads<H> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Threads").field("workers", &self.workers).finish_non_exhaustive()
+    }
+}
+
 /// Threads that were told to end.
-pub struct Ending(Arc<dyn Running>);
+struct Ending(Arc<dyn Running>);
 
 impl Ending {
     /// Whether none is left, and with them nothing that writes to the guest's memory.
@@ -247,7 +332,12 @@ impl<H: Handler> Shared<H> {
         }
     }
 
+    fn failed(&self, what: &str, error: &io::Error) -> DeviceError {
+        DeviceError { device: self.handler.name(), reason: format!("{what}: {error}") }
+    }
+
     fn serve_all(self: &Arc<Self>, room: &mut H::Room) -> Result<End, DeviceError> {
+        self.handler.enter().map_err(|error| self.failed("a thread is not fit to serve", &error))?;
         loop {
             self.idle.fetch_add(1, Ordering::SeqCst);
             let event = self.wait();
@@ -267,10 +357,7 @@ impl<H: Handler> Shared<H> {
                         return Ok(End::Idle);
                     }
                 }
-                Err(error) => {
-                    let reason = format!("a thread cannot wait for requests: {error}");
-                    return Err(DeviceError { device: self.handler.name(), reason });
-                }
+                Err(error) => return Err(self.failed("a thread cannot wait for requests", &error)),
             }
         }
     }

@@ -1,7 +1,7 @@
-//! The device: its registers, and the life of its threads.
+//! The device: its registers, and what its threads serve.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -22,8 +22,7 @@ use crate::devices::virtio::chain::ChainScratch;
 use crate::devices::virtio::descriptors::AvailableChain;
 use crate::devices::virtio::device::{Activation, DeviceError, VirtioDevice};
 use crate::devices::virtio::ring::Ring;
-use crate::devices::virtio::wake::Wake;
-use crate::devices::virtio::workers::{Answer, Ending, Handler, Way, Workers};
+use crate::devices::virtio::workers::{Answer, Handler, Threads, Way};
 
 const NAME: &str = "block";
 const QUEUE_SIZES: [u16; 1] = [QUEUE_SIZE];
@@ -37,10 +36,7 @@ pub struct Block {
     disk: Arc<Disk>,
     config: ConfigSpace,
     features: u64,
-    notifications: Vec<EventFd>,
-    workers: Option<Workers<Requests>>,
-    ending: Vec<Ending>,
-    failed: Arc<Wake>,
+    threads: Threads<Requests>,
     metrics: Arc<BlockMetrics>,
 }
 
@@ -65,10 +61,7 @@ impl Block {
             config: ConfigSpace::new(disk.size() / SECTOR, disk.read_only()),
             disk: Arc::new(disk),
             features,
-            notifications: Vec::new(),
-            workers: None,
-            ending: Vec::new(),
-            failed: Arc::new(Wake::new()?),
+            threads: Threads::new()?,
             metrics: Arc::default(),
         })
     }
@@ -147,40 +140,32 @@ impl VirtioDevice for Block {
         let ring = Ring::new(NAME, 0, queue, &memory, features)?;
         let write_through = features & (1 << VIRTIO_BLK_F_FLUSH) == 0;
         let requests = Requests { disk: self.disk.clone(), metrics: self.metrics.clone(), write_through };
-        let workers =
-            Workers::start(Arc::new(requests), vec![ring], &self.notifications, interrupt, self.failed.clone());
-        let failed = |error: io::Error| DeviceError { device: NAME, reason: format!("no thread for it: {error}") };
-        self.workers = Some(workers.map_err(failed)?);
-        Ok(())
+        self.threads.start(requests, vec![ring], interrupt)
     }
 
     fn reset(&mut self) {
-        self.ending.extend(self.workers.take().map(|workers| workers.end()));
-        self.failed.clear();
+        self.threads.reset();
     }
 
     fn is_reset(&mut self) -> bool {
-        self.ending.retain(|ending| !ending.is_over());
-        self.ending.is_empty()
+        self.threads.is_reset()
     }
 
     fn take_notifications(&mut self, notifications: &[EventFd]) -> io::Result<bool> {
-        self.notifications = notifications.iter().map(EventFd::try_clone).collect::<io::Result<_>>()?;
-        Ok(true)
+        self.threads.take_notifications(notifications)
+    }
+
+    fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.threads.poll_fd())
+    }
+
+    fn poll_ready(&mut self) -> Result<(), DeviceError> {
+        self.threads.poll_ready()
     }
 
     fn queue_notified(&mut self, _index: u16) -> Result<(), DeviceError> {
         // The threads see to that.
         Ok(())
-    }
-
-    fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
-        Some((*self.failed).as_fd())
-    }
-
-    fn poll_ready(&mut self) -> Result<(), DeviceError> {
-        self.failed.clear();
-        self.workers.as_ref().and_then(Workers::failure).map_or(Ok(()), Err)
     }
 }
 
@@ -190,7 +175,7 @@ impl std::fmt::Debug for Block {
         let writes = self.metrics.writes.load(Ordering::Relaxed);
         f.debug_struct("Block")
             .field("disk", &self.disk)
-            .field("active", &self.workers.is_some())
+            .field("active", &self.threads.are_active())
             .field("reads", &reads)
             .field("writes", &writes)
             .finish_non_exhaustive()

@@ -1,7 +1,7 @@
 //! The device: its registers, and the life of its threads.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -9,13 +9,12 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::by_crate::ByCrate;
 use super::config::ConfigSpace;
+use super::requests::Requests;
 use super::volumes::Volumes;
-use super::workers::Workers;
 use crate::devices::virtio::device::{Activation, DeviceError, VirtioDevice};
 use crate::devices::virtio::ring::Ring;
-use crate::devices::virtio::wake::Wake;
+use crate::devices::virtio::workers::Threads;
 
 pub(super) const NAME: &str = "fs";
 /// Forgotten files, then requests. A request of 1 MiB in pages takes 258 descriptors, or one
@@ -26,9 +25,7 @@ const QUEUE_SIZES: [u16; 2] = [128, 512];
 #[derive(Debug)]
 pub struct Fs {
     volumes: Arc<Volumes>,
-    notifications: Vec<EventFd>,
-    workers: Option<Workers>,
-    failed: Arc<Wake>,
+    threads: Threads<Requests>,
 }
 
 impl Fs {
@@ -37,7 +34,7 @@ impl Fs {
     /// # Errors
     /// If the process has no file descriptor left.
     pub fn new(volumes: Arc<Volumes>) -> io::Result<Self> {
-        Ok(Self { volumes, notifications: Vec::new(), workers: None, failed: Arc::new(Wake::new()?) })
+        Ok(Self { volumes, threads: Threads::new()? })
     }
 }
 
@@ -62,39 +59,35 @@ impl VirtioDevice for Fs {
         ConfigSpace::new().read(offset, data);
     }
 
-    fn take_notifications(&mut self, notifications: &[EventFd]) -> io::Result<bool> {
-        self.notifications = notifications.iter().map(EventFd::try_clone).collect::<io::Result<_>>()?;
-        Ok(true)
-    }
-
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
         let Activation { memory, queues, interrupt, features } = activation;
         let rings = (0..).zip(queues).map(|(index, queue)| Ring::new(NAME, index, queue, &memory, features));
         let rings = rings.collect::<Result<Vec<_>, _>>()?;
-        let (volumes, failed) = (self.volumes.clone(), self.failed.clone());
-        let workers = Workers::start(rings, &self.notifications, interrupt, volumes, failed, ByCrate::new);
-        let failed = |error: io::Error| DeviceError { device: NAME, reason: format!("no thread for it: {error}") };
-        self.workers = Some(workers.map_err(failed)?);
-        Ok(())
+        self.threads.start(Requests::new(self.volumes.clone()), rings, interrupt)
     }
 
     fn reset(&mut self) {
-        // Waits for requests in progress: they write to the guest's memory.
-        self.workers = None;
-        self.failed.clear();
+        self.threads.reset();
+    }
+
+    fn is_reset(&mut self) -> bool {
+        self.threads.is_reset()
+    }
+
+    fn take_notifications(&mut self, notifications: &[EventFd]) -> io::Result<bool> {
+        self.threads.take_notifications(notifications)
+    }
+
+    fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.threads.poll_fd())
+    }
+
+    fn poll_ready(&mut self) -> Result<(), DeviceError> {
+        self.threads.poll_ready()
     }
 
     fn queue_notified(&mut self, _index: u16) -> Result<(), DeviceError> {
         // The threads see to that.
         Ok(())
-    }
-
-    fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
-        Some((*self.failed).as_fd())
-    }
-
-    fn poll_ready(&mut self) -> Result<(), DeviceError> {
-        self.failed.clear();
-        self.workers.as_ref().and_then(Workers::failure).map_or(Ok(()), Err)
     }
 }

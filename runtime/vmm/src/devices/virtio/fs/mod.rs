@@ -15,9 +15,9 @@
 //! * `passthrough`: what each request does, with `attributes`, `directory` and `credentials`.
 //! * `transfer`: the same for reads and writes, and `short` for names and attributes: what is
 //!   frequent, without the crate. `by_crate`: the rest.
-//! * `workers`: the threads. A disk that is slow makes nobody wait but who reads from it: the
-//!   event loop never sees a request.
-//! * `device`: registers and the life of the threads.
+//! * `requests`: which of these answers a request, in the threads of `super::workers`. A disk that is slow makes nobody wait
+//!   but who reads from it: the event loop never sees a request.
+//! * `device`: the registers.
 //! * `init`: what the crate does not know yet of the first request.
 //!
 //! # What the guest caches
@@ -65,11 +65,11 @@ mod nodes;
 mod numbers;
 mod passthrough;
 mod places;
+mod requests;
 mod short;
 mod sys;
 mod transfer;
 mod volumes;
-mod workers;
 
 pub use config::TAG;
 pub use device::Fs;
