@@ -169,7 +169,7 @@ impl Node {
 
     /// Another way to it. It is held by that from now on, unless what holds it is better; or, if it is a volume's
     /// `beginning`, as good: what is below would have to follow.
-    fn add(&self, held: Held, beginning: bool) {
+    fn add(&self, held: Arc<Held>, beginning: bool) {
         let way = held.volume.way(held.mount);
         let mut reach = self.reach.write().unwrap_or_else(PoisonError::into_inner);
         if !reach.ways.iter().any(|known| known.is(&way)) {
@@ -179,7 +179,7 @@ impl Node {
         let now = &reach.held;
         let as_good = now.writable == held.writable;
         let keep = !now.volume.gone() && if as_good { beginning } else { now.writable };
-        let before = (!keep).then(|| std::mem::replace(&mut reach.held, held.into()));
+        let before = (!keep).then(|| std::mem::replace(&mut reach.held, held));
         drop(reach);
         drop(before);
     }
@@ -224,7 +224,7 @@ impl Table {
     /// The node of this file, new or not.
     fn enter(
         &mut self,
-        held: Held,
+        held: Arc<Held>,
         kind: FileType,
         identity: Identity,
         (beginning, limit): (bool, usize),
@@ -243,7 +243,7 @@ impl Table {
                 Ok(entry)
             }
             std::collections::hash_map::Entry::Vacant(entry) => {
-                let node = Arc::new(Node::new(id, kind, identity, held.into()));
+                let node = Arc::new(Node::new(id, kind, identity, held));
                 Ok(entry.insert(Entry { node, lookups: 0, roots: 0 }))
             }
         }
@@ -302,7 +302,7 @@ impl Nodes {
         if held.volume.gone() {
             return Err(io::Error::from_raw_os_error(libc::ESTALE));
         }
-        let entry = table.enter(held, kind, identity, (false, self.limit))?;
+        let entry = table.enter(held.into(), kind, identity, (false, self.limit))?;
         entry.lookups = entry.lookups.saturating_add(1);
         Ok(entry.node.clone())
     }
@@ -311,7 +311,7 @@ impl Nodes {
     ///
     /// # Errors
     /// `ENFILE` if the guest knows too many.
-    pub fn begin_volume(&self, held: Held, kind: FileType, identity: Identity) -> io::Result<Arc<Node>> {
+    pub fn begin_volume(&self, held: Arc<Held>, kind: FileType, identity: Identity) -> io::Result<Arc<Node>> {
         let mut table = self.lock();
         let entry = table.enter(held, kind, identity, (true, self.limit))?;
         entry.roots += 1;

@@ -119,10 +119,10 @@ impl Volumes {
         let place = known.unwrap_or_else(|| Arc::new(Place::new(self.nodes.new_id(), plain)));
         let volume = Arc::new(Volume::new(place, access, found.mount));
         let identity = volume.identity(kind, &found);
-        let held = Held::new(file, found.mount, volume.clone());
-        let held = (held.through(volume.clone()), held);
-        let node = self.nodes.begin_volume(held.0, kind, identity).inspect_err(|_| volume.end()).map_err(inspect)?;
-        roots.insert(name.to_owned(), Root { node, held: held.1.into() });
+        let held = Arc::new(Held::new(file, found.mount, volume.clone()));
+        let node = self.nodes.begin_volume(held.clone(), kind, identity);
+        let node = node.inspect_err(|_| volume.end()).map_err(inspect)?;
+        roots.insert(name.to_owned(), Root { node, held });
         Ok(())
     }
 
