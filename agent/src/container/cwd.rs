@@ -1,62 +1,37 @@
 //! The working directory, which an image may name without having it.
 
-use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, mkdirat, open, openat2, readlinkat};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, mkdirat, open, openat2};
 use rustix::io::Errno;
 
+use super::mount_points::resolve;
 use crate::error::{Error, Result};
-
-/// Links that lead nowhere yet and are followed, as many as Linux follows.
-const MAX_LINKS: usize = 40;
 
 /// Makes the directory `cwd` of the container whose root is `root`, parents included, as
 /// far as it is missing, for the given user and group. Links in the image are followed
 /// inside of it only, and what they lead to is made, too.
 pub fn make(root: &Path, cwd: &Path, (uid, gid): (u32, u32)) -> Result<()> {
-    let failed =
-        |error: Errno| Error::Path { action: "make the working directory", path: cwd.into(), source: error.into() };
+    let action = "make the working directory";
+    let failed = |error: Errno| Error::Path { action, path: cwd.into(), source: error.into() };
+    let place = resolve(root, cwd, &[]).map_err(Error::path(action, cwd))?;
     let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let top = open(root, directory, Mode::empty()).map_err(failed)?;
     let find = |path: &Path| -> std::result::Result<OwnedFd, Errno> {
         openat2(&top, path, directory, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
     };
-    let parts = |path: &Path| -> Vec<OsString> {
-        let named = path.components().rev().filter(|part| *part != Component::RootDir);
-        named.map(|part| part.as_os_str().to_owned()).collect()
-    };
     let mut path = PathBuf::from("/");
     let mut parent = find(&path).map_err(failed)?;
-    let mut rest = parts(cwd);
-    let mut links = 0;
-    while let Some(part) = rest.pop() {
-        path.push(&part);
+    for part in place.components().filter(|part| *part != Component::RootDir) {
+        path.push(part);
         parent = match find(&path) {
-            Err(Errno::NOENT) => match readlinkat(&parent, &part, Vec::new()) {
-                // A link to what is not there.
-                Ok(target) => {
-                    links += 1;
-                    if links > MAX_LINKS {
-                        return Err(failed(Errno::LOOP));
-                    }
-                    let target = Path::new(OsStr::from_bytes(target.as_bytes()));
-                    path.pop();
-                    if target.is_absolute() {
-                        path = PathBuf::from("/");
-                    }
-                    rest.extend(parts(target));
-                    find(&path).map_err(failed)?
-                }
-                Err(_) => {
-                    mkdirat(&parent, &part, Mode::from_raw_mode(0o755)).map_err(failed)?;
-                    let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
-                    chownat(&parent, &part, uid, gid, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
-                    find(&path).map_err(failed)?
-                }
-            },
+            Err(Errno::NOENT) => {
+                mkdirat(&parent, part.as_os_str(), Mode::from_raw_mode(0o755)).map_err(failed)?;
+                let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+                chownat(&parent, part.as_os_str(), uid, gid, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+                find(&path).map_err(failed)?
+            }
             found => found.map_err(failed)?,
         };
     }

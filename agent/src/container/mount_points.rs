@@ -32,8 +32,9 @@ pub fn settle(spec: &mut Spec, root: &Path) -> error::Result<()> {
     Ok(())
 }
 
-/// The place that `path` leads to. From a place on where something is mounted before, what the root holds does not matter.
-fn resolve(root: &Path, path: &Path, taken: &[PathBuf]) -> std::io::Result<PathBuf> {
+/// The place that `path` leads to, links followed below `root`, also those to what is not there. From a place on where
+/// something is mounted before (`taken`), what the root holds does not matter.
+pub(super) fn resolve(root: &Path, path: &Path, taken: &[PathBuf]) -> std::io::Result<PathBuf> {
     let mut left: VecDeque<OsString> = parts(path);
     let mut place = PathBuf::from("/");
     let mut links = 0;
