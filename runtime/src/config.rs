@@ -454,12 +454,14 @@ pub fn check_guest(of: &str, guest: &GuestConfig) -> anyhow::Result<()> {
             bail!("{of}.{key} = {path:?} must be an absolute path");
         }
     }
+    let vcpus = GuestConfig::VCPUS;
+    let most_vcpus = u64::from(*vcpus.end());
     let ranges = [
-        ("memory_mib", guest.memory_mib, 64..=1 << 20),
+        ("memory_mib", guest.memory_mib, GuestConfig::MEMORY_MIB),
         ("base_mib", guest.base_mib, 32..=1 << 20),
         ("max_memory_mib", guest.max_memory_mib, 0..=1 << 20),
-        ("vcpus", u64::from(guest.vcpus), 1..=64),
-        ("max_vcpus", u64::from(guest.max_vcpus), u64::from(guest.vcpus)..=64),
+        ("vcpus", guest.vcpus.into(), u64::from(*vcpus.start())..=most_vcpus),
+        ("max_vcpus", u64::from(guest.max_vcpus), guest.vcpus.into()..=most_vcpus),
         ("scratch_mib", guest.scratch_mib, 16..=16 << 20),
     ];
     check_ranges(ranges.map(|(key, value, range)| (format!("{of}.{key}"), value, range)))

@@ -1,6 +1,7 @@
 //! What the manager needs to know of the host and of the guests it makes.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -45,6 +46,13 @@ pub struct GuestConfig {
     pub call_seconds: u64,
     /// Seconds without a sign of life after which nobody can say any more what runs in a guest.
     pub unknown_seconds: u64,
+}
+
+impl GuestConfig {
+    /// What [`Self::memory_mib`] can be.
+    pub const MEMORY_MIB: RangeInclusive<u64> = 64..=1 << 20;
+    /// What [`Self::vcpus`] can be.
+    pub const VCPUS: RangeInclusive<u8> = 1..=64;
 }
 
 impl Default for GuestConfig {

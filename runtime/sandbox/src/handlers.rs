@@ -9,10 +9,6 @@ use crate::{Error, GuestConfig, GuestSize, ManagerConfig, Result};
 
 /// What the annotations begin with by which a pod says how its guest is.
 const PREFIX: &str = "guest.nacelle/";
-/// Memory of a guest that a pod may ask for, in MiB.
-const MEMORY_MIB: std::ops::RangeInclusive<u64> = 64..=1 << 20;
-/// Virtual CPUs that it may.
-const VCPUS: std::ops::RangeInclusive<u8> = 1..=64;
 
 /// A handler whose pods are guests.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -97,10 +93,10 @@ fn apply(guest: &mut GuestConfig, allowed: &[GuestSetting], pod: &SandboxConfig)
             refused(format!("the handler {handler:?} allows {}: see handlers.{handler}.annotations", names()))
         })?;
         match setting {
-            GuestSetting::MemoryMib => guest.memory_mib = number(value, MEMORY_MIB).map_err(refused)?,
+            GuestSetting::MemoryMib => guest.memory_mib = number(value, GuestConfig::MEMORY_MIB).map_err(refused)?,
             GuestSetting::Vcpus => {
-                let most = guest.max_vcpus.min(*VCPUS.end());
-                guest.vcpus = number(value, *VCPUS.start()..=most).map_err(refused)?;
+                let most = guest.max_vcpus.min(*GuestConfig::VCPUS.end());
+                guest.vcpus = number(value, *GuestConfig::VCPUS.start()..=most).map_err(refused)?;
             }
         }
     }
