@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nacelle_image::Image;
 use nacelle_network::Network;
 use tokio::sync::oneshot;
 
@@ -27,7 +26,6 @@ use crate::model::{
 };
 use crate::record::{SandboxRecord, Versions};
 use crate::sandbox::{Means, Sandbox};
-use crate::spec::ImageDefaults;
 use crate::templates::Templates;
 use crate::{Error, ManagerConfig, Result, id, recovery, signal, user_namespace};
 
@@ -317,8 +315,7 @@ impl Manager {
             ));
         }
         user_namespace::check(sandbox.status().config.user_namespace, &config)?;
-        let defaults = defaults(&images.root);
-        let stop_signal = match (config.stop_signal, defaults.stop_signal.as_str()) {
+        let stop_signal = match (config.stop_signal, images.root.config.stop_signal.as_str()) {
             (0, "") => signal::TERM,
             (0, name) => signal::parse(name)?,
             (number, _) => number,
@@ -336,9 +333,8 @@ impl Manager {
                 let queue = sandbox.queue.clone();
                 let new = id.clone();
                 let making = sandbox.clone();
-                let made = queue
-                    .run(async move { making.create_container(new, config, images, defaults, stop_signal).await })
-                    .await;
+                let made =
+                    queue.run(async move { making.create_container(new, config, images, stop_signal).await }).await;
                 if made.is_err() {
                     manager.forget_container(&id);
                 }
@@ -574,20 +570,6 @@ fn sandbox_name(config: &SandboxConfig) -> String {
 
 fn container_name(sandbox_id: &str, config: &ContainerConfig) -> String {
     format!("{}_{sandbox_id}_{}", config.name, config.attempt)
-}
-
-/// What the image says about its process.
-fn defaults(image: &Image) -> ImageDefaults {
-    let config = &image.config;
-    ImageDefaults {
-        entrypoint: config.entrypoint.clone(),
-        cmd: config.cmd.clone(),
-        env: config.env.clone(),
-        working_dir: config.working_dir.clone(),
-        user: config.user.clone(),
-        stop_signal: config.stop_signal.clone(),
-        volumes: config.volumes.clone(),
-    }
 }
 
 /// Takes the lock that keeps a second daemon out.

@@ -25,7 +25,6 @@ impl Sandbox {
         id: String,
         config: ContainerConfig,
         images: ContainerImages,
-        defaults: spec::ImageDefaults,
         stop_signal: u32,
     ) -> Result<()> {
         let vm = self.vm()?;
@@ -37,7 +36,7 @@ impl Sandbox {
         let hostname = status.config.host_name();
         // What is wrong with a mount is told before anything is made.
         let volumes = Volumes::open(&self.id, &id, &config, self.manager.call_deadline()).await?;
-        let spec = spec::build(&config, &defaults, &hostname, &format!("/pod/{id}"), volumes.binds.clone())?;
+        let spec = spec::build(&config, &images.root.config, &hostname, &format!("/pod/{id}"), volumes.binds.clone())?;
         let spec_json = serde_json::to_vec(&spec).map_err(|e| Error::Internal(e.to_string()))?;
         let apparmor_policy = match &config.security.apparmor {
             Some(profile) => spec::apparmor_policy(profile)?,
@@ -51,7 +50,7 @@ impl Sandbox {
             container_id: id.clone(),
             spec_json,
             rootfs: None,
-            user: spec::user(&config.security.user, &defaults),
+            user: spec::user(&config.security.user, &images.root.config),
             stdin: config.stdin,
             terminal: config.tty,
             readonly_rootfs: config.security.readonly_rootfs,
@@ -61,7 +60,7 @@ impl Sandbox {
             apparmor_policy,
             image_volumes: match self.manager.image_volumes {
                 ImageVolumes::Ignore => Vec::new(),
-                ImageVolumes::Mkdir | ImageVolumes::Bind => defaults.volumes,
+                ImageVolumes::Mkdir | ImageVolumes::Bind => images.root.config.volumes.clone(),
             },
             image_volumes_writable: self.manager.image_volumes == ImageVolumes::Bind,
             volumes: None,

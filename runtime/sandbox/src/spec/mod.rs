@@ -17,6 +17,7 @@ mod process;
 mod resources;
 mod seccomp;
 
+use nacelle_image::ImageConfig;
 use oci_spec::runtime::{
     LinuxBuilder, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxSeccomp, RootBuilder, Spec, SpecBuilder,
 };
@@ -24,7 +25,7 @@ use oci_spec::runtime::{
 pub use apparmor::policy as apparmor_policy;
 pub use guest_devices::has as guest_has;
 pub use mounts::Bind;
-pub use process::{ImageDefaults, user};
+pub use process::user;
 pub use resources::build as limits;
 
 use crate::model::{ContainerConfig, NamespaceMode, Seccomp, Security};
@@ -52,7 +53,7 @@ const READONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "
 /// its mounts become there.
 pub fn build(
     config: &ContainerConfig,
-    image: &ImageDefaults,
+    image: &ImageConfig,
     hostname: &str,
     cgroup: &str,
     binds: Vec<Bind>,
@@ -121,8 +122,10 @@ fn internal(error: oci_spec::OciSpecError) -> Error {
 mod tests {
     use super::*;
 
-    fn image() -> ImageDefaults {
-        ImageDefaults { entrypoint: vec!["/bin/app".into()], ..ImageDefaults::default() }
+    fn image() -> ImageConfig {
+        let mut image = ImageConfig::default();
+        image.entrypoint = vec!["/bin/app".into()];
+        image
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The process: command line, environment, working directory, user.
 
+use nacelle_image::ImageConfig;
 use oci_spec::runtime::{Process, ProcessBuilder, UserBuilder};
 
 use super::{capabilities, internal};
@@ -9,27 +10,8 @@ use crate::{Error, Result};
 /// Where programs are looked for when the image does not say.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What an image says about its process.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ImageDefaults {
-    /// Start of the command line.
-    pub entrypoint: Vec<String>,
-    /// Rest of the command line.
-    pub cmd: Vec<String>,
-    /// `NAME=value`.
-    pub env: Vec<String>,
-    /// Working directory; empty for `/`.
-    pub working_dir: String,
-    /// User as the image names it.
-    pub user: String,
-    /// Signal that asks it to end; empty for `SIGTERM`.
-    pub stop_signal: String,
-    /// Directories for data of its own.
-    pub volumes: Vec<String>,
-}
-
 /// Builds the process.
-pub fn build(config: &ContainerConfig, image: &ImageDefaults, hostname: &str) -> Result<Process> {
+pub fn build(config: &ContainerConfig, image: &ImageConfig, hostname: &str) -> Result<Process> {
     let security = &config.security;
     let user = UserBuilder::default()
         .uid(security.user.uid.unwrap_or(0))
@@ -61,7 +43,7 @@ pub fn build(config: &ContainerConfig, image: &ImageDefaults, hostname: &str) ->
 
 /// The user in words for the agent to resolve in the image; empty if the numbers of the
 /// specification stand.
-pub fn user(asked: &User, image: &ImageDefaults) -> String {
+pub fn user(asked: &User, image: &ImageConfig) -> String {
     match (asked.uid, asked.name.as_str()) {
         // The agent looks up the primary group and further groups of a number, too.
         (Some(uid), _) => match asked.gid {
@@ -76,7 +58,7 @@ pub fn user(asked: &User, image: &ImageDefaults) -> String {
     }
 }
 
-fn args(config: &ContainerConfig, image: &ImageDefaults) -> Result<Vec<String>> {
+fn args(config: &ContainerConfig, image: &ImageConfig) -> Result<Vec<String>> {
     let args = if !config.command.is_empty() {
         [&config.command[..], &config.args[..]].concat()
     } else if !config.args.is_empty() {
@@ -93,7 +75,7 @@ fn args(config: &ContainerConfig, image: &ImageDefaults) -> Result<Vec<String>> 
     Ok(args)
 }
 
-fn env(config: &ContainerConfig, image: &ImageDefaults, hostname: &str) -> Vec<String> {
+fn env(config: &ContainerConfig, image: &ImageConfig, hostname: &str) -> Vec<String> {
     let mut env: Vec<String> = vec![PATH.into(), format!("HOSTNAME={hostname}")];
     if config.tty {
         env.push("TERM=xterm".into());
@@ -109,7 +91,7 @@ fn env(config: &ContainerConfig, image: &ImageDefaults, hostname: &str) -> Vec<S
     env
 }
 
-fn cwd(config: &ContainerConfig, image: &ImageDefaults) -> Result<String> {
+fn cwd(config: &ContainerConfig, image: &ImageConfig) -> Result<String> {
     let cwd = [config.working_dir.as_str(), image.working_dir.as_str(), "/"].into_iter().find(|path| !path.is_empty());
     match cwd {
         Some(path) if path.starts_with('/') => Ok(path.into()),
@@ -121,14 +103,13 @@ fn cwd(config: &ContainerConfig, image: &ImageDefaults) -> Result<String> {
 mod tests {
     use super::*;
 
-    fn image() -> ImageDefaults {
-        ImageDefaults {
-            entrypoint: vec!["entry".into()],
-            cmd: vec!["cmd".into()],
-            env: vec!["A=image".into(), "PATH=/image".into()],
-            user: "app:www".into(),
-            ..ImageDefaults::default()
-        }
+    fn image() -> ImageConfig {
+        let mut image = ImageConfig::default();
+        image.entrypoint = vec!["entry".into()];
+        image.cmd = vec!["cmd".into()];
+        image.env = vec!["A=image".into(), "PATH=/image".into()];
+        image.user = "app:www".into();
+        image
     }
 
     fn list(words: &[&str]) -> Vec<String> {
@@ -146,7 +127,7 @@ mod tests {
         assert_eq!(args(&config(&["c"], &[]), &image()).unwrap(), ["c"]);
         assert_eq!(args(&config(&[], &["a"]), &image()).unwrap(), ["entry", "a"]);
         assert_eq!(args(&config(&["c"], &["a"]), &image()).unwrap(), ["c", "a"]);
-        assert!(args(&config(&[], &[]), &ImageDefaults::default()).is_err());
+        assert!(args(&config(&[], &[]), &ImageConfig::default()).is_err());
     }
 
     #[test]
