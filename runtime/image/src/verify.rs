@@ -12,14 +12,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 
 const MEDIA_TYPE: &str = "application/vnd.oci.descriptor.v1+json";
-/// How often a program is looked at.
-const AGAIN: Duration = Duration::from_millis(5);
 /// Bytes of what a program says that are passed on.
 const MAX_WORDS: u64 = 4 << 10;
 
@@ -104,19 +104,27 @@ impl Verifiers {
 
 /// Waits until a program ends, or ends it with all that it has started.
 fn wait(mut child: Child, patience: Duration) -> io::Result<ExitStatus> {
-    let begin = Instant::now();
+    let process = Pid::from_child(&child);
+    if let Err(error) = until_end(process, patience) {
+        let _ = kill_process_group(process, Signal::KILL);
+        child.wait()?;
+        return Err(error);
+    }
+    child.wait()
+}
+
+/// Waits until a child of this process has ended, and can be waited for.
+fn until_end(process: Pid, patience: Duration) -> io::Result<()> {
+    let (end, deadline) = (pidfd_open(process, PidfdFlags::empty())?, Instant::now() + patience);
     loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(status);
+        let left = deadline.saturating_duration_since(Instant::now());
+        let limit = Timespec::try_from(left).map_err(io::Error::other)?;
+        match poll(&mut [PollFd::new(&end, PollFlags::IN)], Some(&limit)) {
+            Ok(0) => return Err(io::Error::new(io::ErrorKind::TimedOut, format!("it took longer than {patience:?}"))),
+            Ok(_) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
         }
-        if begin.elapsed() >= patience {
-            if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-                let _ = kill_process_group(group, Signal::KILL);
-            }
-            child.wait()?;
-            return Err(io::Error::new(io::ErrorKind::TimedOut, format!("it took longer than {patience:?}")));
-        }
-        std::thread::sleep(AGAIN);
     }
 }
 
