@@ -34,7 +34,8 @@ pub(crate) struct BuiltLayer {
 
 /// Makes the EROFS image of the layer that `input` brings in the new file `path`, which is not synced to the disk.
 ///
-/// Ends soon after `given_up` is set, whatever the layer holds. On an error the file may be left behind, unfinished. When `input` fails or ends early, the error is
+/// Ends soon after `given_up` is set, whatever the layer holds. On an error the file may be left behind, unfinished. When
+/// `input` fails or ends early, the error is
 /// [`LayerError::Input`] or [`LayerError::Corrupt`]; whoever feeds it knows better, and should be asked first.
 pub(crate) fn build(
     input: impl Read,
