@@ -133,10 +133,18 @@ async fn a_daemon_killed_while_it_saves_leaves_nothing_that_the_next_does_not_re
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     daemon.kill();
+    let deadline = tokio::time::Instant::now() + limit(20);
     let before = host::vmm_processes(&run);
     daemon.restart().await.unwrap();
-    let after = host::vmm_processes(&run);
-    assert!(before.iter().all(|process| !after.contains(process)), "{before:?} {after:?}");
+    // A daemon answers before it has looked at what is there.
+    loop {
+        let after = host::vmm_processes(&run);
+        if before.iter().all(|process| !after.contains(process)) {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{before:?} {after:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let logs = tempfile::tempdir().unwrap();
     let client = daemon.client().await;
     let pod = client.run_pod(logs.path()).await.unwrap();
